@@ -1,0 +1,56 @@
+# `make figures` and `make test` each work alone, given only Python >= 3.11 and make:
+# they create .venv, install the versions of constraints.txt, and run. Stamp files make a second call immediate.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+PYTEST_FLAGS ?= -n auto
+FIGURES ?=
+FIGURE_FLAGS ?=
+SOAK_FLAGS ?=
+
+.PHONY: setup setup-test figures test lint golden soak clean
+
+setup: $(VENV)/.installed
+setup-test: $(VENV)/.installed-test
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# setuptools comes from the constraints as well, so the editable build uses it rather than a fresh isolated one.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) setuptools
+	$(PIP_INSTALL) --no-build-isolation -e .
+	@touch $@
+
+# torch first: the other test tools are small, and nothing but the tests needs it.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch]"
+	@touch $@
+
+figures: setup
+	$(BIN)/quadlab figures $(FIGURES) $(FIGURE_FLAGS)
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# The long random search for a violated bound; the quick suite runs a small part of it.
+soak: setup-test
+	$(BIN)/python tests/soak.py $(SOAK_FLAGS)
+
+# Rewrites the golden predictions; an update states its reason: make golden REASON="..."
+golden: setup-test
+	@test -n "$(REASON)" || { echo 'make golden: give the reason, make golden REASON="..."' >&2; exit 1; }
+	$(BIN)/python tests/golden.py --reason "$(REASON)"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find quadlab tests -name __pycache__ -type d -prune -exec rm -rf {} +
