@@ -15,11 +15,13 @@ PACKAGE = Path(quadlab.__file__).parent
 PUBLIC_MODULE = quadlab._MODULE_OF
 
 # A module imports only names to its left. Kernels import nothing, so anything may use them.
+# fmt: off
 ORDER = [
-    *("kernels", "spectra", "bases", "problem", "cases", "curvature", "heterogeneity", "stopping", "steps"),
-    *("methods", "run", "solve", "bounds", "compare", "falsify", "sweep", "bridge", "testing", "figures"),
-    *("cli", "__main__"),
+    "kernels", "_arrays", "spectra", "bases", "problem", "cases", "curvature", "heterogeneity", "stopping",
+    "steps", "methods", "run", "solve", "bounds", "compare", "falsify", "sweep", "bridge", "testing", "figures",
+    "cli", "__main__",
 ]
+# fmt: on
 
 # Heavy libraries, and the only parts of the package that may import them, at the top or inside a function.
 HOME_OF = {
