@@ -230,7 +230,8 @@ class Curvature:
     @cached_property
     def mu_inf(self) -> float:
         """1 / max_i (H^+)_ii, the l_1 Polyak-Lojasiewicz constant; inf if H = 0."""
-        return min(_mu_inf(block) for block in self.blocks)
+        pairs = zip(self.blocks, self.block_smallest_positive.tolist(), strict=True)
+        return min(_mu_inf(block, smallest) for block, smallest in pairs)
 
     @property
     def mu_inf_exact(self) -> bool:
@@ -458,14 +459,19 @@ def _preconditioned(block: Block, scale: FloatArray, x: FloatArray) -> tuple[Flo
             f"block of size {block.size}: the preconditioned spectrum of a Householder block "
             f"is computed up to size {DENSE_LIMIT}"
         )
-    roots = np.sqrt(block.eigenvalues[block.positive])
-    vectors = _eigenvectors(block)[:, block.positive]
+    eigenvalues, vectors = block.eigenvalues, _eigenvectors(block)
+    positive = block.positive
+    null = block.size - np.count_nonzero(positive)
+    if null:
+        eigenvalues, vectors = eigenvalues[positive], vectors[:, positive]
+    roots = np.sqrt(eigenvalues)
+    halves = vectors * roots  # H = halves halves^T
     with one_blas_thread(block.size):
-        left, singular, _ = np.linalg.svd(roots[:, None] * vectors.T / np.sqrt(scale), full_matrices=False)
-        energy = left.T @ (roots * (vectors.T @ x))
+        left, singular, _ = np.linalg.svd(halves.T / np.sqrt(scale), full_matrices=False)
+        energy = left.T @ (halves.T @ x)
     a, share = np.zeros(block.size), np.zeros(block.size)
-    a[block.size - roots.size :] = singular[::-1] ** 2
-    share[block.size - roots.size :] = 0.5 * energy[::-1] ** 2
+    np.square(singular[::-1], out=a[null:])
+    np.multiply(0.5, np.square(energy[::-1]), out=share[null:])
     return a, share
 
 
@@ -548,9 +554,8 @@ def _has_pinv_diagonal(block: Block) -> bool:
     )
 
 
-def _mu_inf(block: Block) -> float:
+def _mu_inf(block: Block, smallest: float) -> float:
     """Return 1 / max_i (H_b^+)_ii, or the block's smallest positive eigenvalue where that costs too much."""
-    smallest = _smallest_positive(block)
     if isinstance(block, DiagonalBlock) or math.isinf(smallest) or not _has_pinv_diagonal(block):
         return smallest
     # mu_+ (H^+)_ii = sum_k q_ik^2 mu_+ / lam_k is in [0, 1]: nothing overflows, whatever the scale
