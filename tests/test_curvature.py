@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
-from hessian_strategies import nonzero, problems
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hessian_strategies import nonzero, problems
 from quadlab import curvature as curvature_function
 from quadlab.bases import Householder
 from quadlab.curvature import BRUTE_FORCE_LIMIT, DENSE_LIMIT, curvature, frozen_preconditioner
