@@ -35,6 +35,7 @@ __all__ = [
     "Rotation",
     "as_basis",
     "basis_matrix",
+    "haar_from_gaussian",
     "one_blas_thread",
     "reflect",
     "unit_reflectors",
@@ -195,6 +196,20 @@ def reflect(reflectors: FloatArray, v: FloatArray) -> FloatArray:
     return v
 
 
+def haar_from_gaussian(z: FloatArray) -> FloatArray:
+    """Return the Haar matrix of a Gaussian matrix, or of each in a stack, shape (..., n, n).
+
+    Examples
+    --------
+    >>> haar_from_gaussian(np.array([[-2.0]])).tolist()
+    [[-1.0]]
+    """
+    with one_blas_thread(z.shape[-1]):
+        q, r = np.linalg.qr(z)
+    q *= np.copysign(1.0, r.diagonal(0, -2, -1))[..., None, :]
+    return q
+
+
 def basis_matrix(spec: Basis, size: int, rng: np.random.Generator | None = None) -> FloatArray:
     """Return the orthogonal matrix of a basis specification; its columns are the eigenvectors.
 
@@ -225,12 +240,9 @@ def basis_matrix(spec: Basis, size: int, rng: np.random.Generator | None = None)
     >>> bool(abs(Q.T @ Q - np.eye(3)).max() < 1e-15)
     True
     """
-    if isinstance(spec, str) and spec == "haar" and rng is not None:
-        with one_blas_thread(size):
-            q, r = np.linalg.qr(rng.standard_normal((size, size)))
-        q *= np.copysign(1.0, r.diagonal())
-        return q
     spec = as_basis(spec, size)
+    if isinstance(spec, str) and spec == "haar" and rng is not None:
+        return haar_from_gaussian(rng.standard_normal((size, size)))
     if isinstance(spec, np.ndarray):
         return spec
     q = np.eye(size)

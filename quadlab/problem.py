@@ -41,14 +41,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from quadlab._arrays import Content, FloatArray, first_bad, frozen, real_array, real_number, shown
-from quadlab.bases import Householder, as_basis, basis_matrix, one_blas_thread, reflect, unit_reflectors
+from quadlab.bases import (
+    Householder,
+    as_basis,
+    basis_matrix,
+    haar_from_gaussian,
+    one_blas_thread,
+    reflect,
+    unit_reflectors,
+)
 from quadlab.spectra import Listed, Spectrum, as_spectrum, check_eigenvalues
 
 __all__ = [
@@ -90,7 +98,8 @@ class Block(Content):
     eigenvalues: FloatArray
 
     def __post_init__(self) -> None:
-        frozen(*self._content())
+        for name in _field_names(type(self)):
+            getattr(self, name).flags.writeable = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.size}, norm {self.norm:.6g}>"
@@ -115,6 +124,11 @@ class Block(Content):
         """Which eigenvalues exceed `RANK_TOLERANCE` times the largest."""
         return self.eigenvalues > RANK_TOLERANCE * self.norm
 
+    @cached_property
+    def full_rank(self) -> bool:
+        """Whether all eigenvalues are positive by that rule."""
+        return bool(self.eigenvalues.min() > RANK_TOLERANCE * self.norm)
+
     def to_eigenbasis(self, v: FloatArray) -> FloatArray:
         """Return the coordinates Q^T v."""
         raise NotImplementedError
@@ -130,14 +144,14 @@ class Block(Content):
     def pinv_matvec(self, g: FloatArray) -> FloatArray:
         """Return H_b^+ g."""
         c = self.to_eigenbasis(g)
-        with np.errstate(over="ignore"):
-            return self.from_eigenbasis(
-                np.divide(c, self.eigenvalues, out=np.zeros(self.size), where=self.positive)
-            )
+        if self.full_rank:
+            return self.from_eigenbasis(c / self.eigenvalues)
+        inverse = np.divide(c, self.eigenvalues, out=np.zeros(self.size), where=self.positive)
+        return self.from_eigenbasis(inverse)
 
     def project(self, v: FloatArray) -> FloatArray:
         """Return the part of v in the range of H_b."""
-        return v if self.positive.all() else self.from_eigenbasis(self.positive * self.to_eigenbasis(v))
+        return v if self.full_rank else self.from_eigenbasis(self.positive * self.to_eigenbasis(v))
 
     def diagonal(self) -> FloatArray:
         """Return the diagonal of H_b."""
@@ -436,7 +450,6 @@ class BlockQuadratic(Content):
         frozen(self.start, self.minimizer, self.noise)
 
     # -- constructors
-    # -------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_spectra(
@@ -507,22 +520,25 @@ class BlockQuadratic(Content):
         <BlockQuadratic: 5 parameters in 2 blocks, norms 2 to 100>
         """
         count = _length(spectra, sizes)
-        per_block = zip(
+        laws = zip(
             _each(spectra, count, "spectra"),
             _each(sizes, count, "sizes"),
-            _each(basis, count, "basis"),
             _each(top, count, "top"),
-            _each(storage, count, "storage"),
             strict=True,
         )
+        bases = _each(basis, count, "basis")
+        storages = _each(storage, count, "storage")
         streams = _Streams(seed)
-        blocks: list[Block] = []
-        for b, (spectrum, size, base, largest, store) in enumerate(per_block):
-            try:
-                eigenvalues = _eigenvalues(spectrum, size, largest, streams, b)
-                blocks.append(_block(eigenvalues, base, store, streams, b))
-            except ValueError as error:
-                raise ValueError(f"block {b}: {error}") from None
+        try:
+            eigenvalues = []
+            for b, law in enumerate(laws):
+                eigenvalues.append(_eigenvalues(*law, streams, b))
+            haar = _small_haar_bases([values.size for values in eigenvalues], bases, streams)
+            blocks = []
+            for b, values in enumerate(eigenvalues):
+                blocks.append(_block(values, bases[b], storages[b], streams, b, haar.get(b)))
+        except ValueError as error:
+            raise ValueError(f"block {b}: {error}") from None
         return cls._assemble(blocks, streams, start, minimizer, gradient_norms, direction, noise, name)
 
     @classmethod
@@ -609,25 +625,16 @@ class BlockQuadratic(Content):
                 )
             w_0 = _vector(start, "start", sizes)
         else:
-            x = np.empty(size)
-            norms = _each(gradient_norms, len(blocks), "gradient_norms")
-            directions = _each(direction, len(blocks), "direction")
-            low = 0
-            for b, block in enumerate(blocks):
-                high = low + block.size
-                if by_gradient:
-                    try:
-                        x[low:high] = _displacement(block, directions[b], norms[b], streams, b)
-                    except ValueError as error:
-                        raise ValueError(f"block {b}: {error}") from None
-                else:
-                    streams(b, _START).standard_normal(out=x[low:high])
-                low = high
+            if by_gradient:
+                x = _displacements(blocks, gradient_norms, direction, streams)
+            else:
+                x = np.empty(size)
+                for b, part in enumerate(_parts(x, sizes)):
+                    streams(b, _START).standard_normal(out=part)
             w_0 = x if minimizer is None else w_star + x
         return cls(tuple(blocks), w_0, w_star, _noise(noise, sizes), _label(name))
 
     # -- structure
-    # ----------------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -676,7 +683,7 @@ class BlockQuadratic(Content):
 
     def split(self, v: FloatArray) -> list[FloatArray]:
         """Return the parts of a vector of P entries that belong to the blocks, as views."""
-        return [v[low:high] for low, high in pairwise(self.offsets.tolist())]
+        return _parts(v, [block.size for block in self.blocks])
 
     def _by_block(self, method: str, v: Any) -> FloatArray:
         parts = self.split(self._argument(v))
@@ -693,7 +700,6 @@ class BlockQuadratic(Content):
         return np.asarray(array, dtype=np.float64)
 
     # -- the function
-    # -------------------------------------------------------------------------------------------------
 
     def value(self, w: Any) -> float:
         """Return f(w) = 1/2 (w - w*)^T H (w - w*), for w of shape (P,)."""
@@ -736,7 +742,6 @@ class BlockQuadratic(Content):
         return hessian
 
     # -- copies with another start, name or noise
-    # ---------------------------------------------------------------------
 
     def _with(self, **changes: Any) -> BlockQuadratic:
         kept = {"start": self.start, "minimizer": self.minimizer, "noise": self.noise, "name": self.name}
@@ -757,7 +762,6 @@ class BlockQuadratic(Content):
         return self._with(name=_label(name))
 
     # -- identity, pickle, file
-    # ---------------------------------------------------------------------------------------
 
     @property
     def _compact_noise(self) -> FloatArray:
@@ -821,7 +825,6 @@ class BlockQuadratic(Content):
             temporary.unlink(missing_ok=True)
 
     # -- display
-    # ------------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -874,6 +877,7 @@ def load(path: str | os.PathLike[str]) -> BlockQuadratic:
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 entries = {key: archive[key] for key in archive.files}
+            frozen(*entries.values())  # nobody else holds them: no copies below
             schema = str(entries.get("schema"))
             if schema != SCHEMA:
                 raise ValueError(f"its schema is {shown(schema)}, not {SCHEMA!r}")
@@ -885,11 +889,11 @@ def load(path: str | os.PathLike[str]) -> BlockQuadratic:
 
 
 def _from_entries(entries: dict[str, np.ndarray]) -> BlockQuadratic:
-    kinds = entries["kinds"].tolist()
-    if not isinstance(kinds, list) or not kinds or not set(kinds) <= _STORAGES.keys():
-        raise ValueError(f"its kinds are {shown(kinds)}, not a list of {sorted(_STORAGES)}")
+    kinds = entries["kinds"]
+    if kinds.ndim != 1 or kinds.size == 0 or not np.isin(kinds, list(_STORAGES)).all():
+        raise ValueError(f"its kinds are {shown(kinds.tolist())}, not a list of {sorted(_STORAGES)}")
     blocks: list[Block] = []
-    for b, kind in enumerate(kinds):
+    for b, kind in enumerate(kinds.tolist()):
         storage = _STORAGES[kind]
         block = storage(*(entries[f"block{b}_{key}"] for key in _field_names(storage)))
         try:
@@ -899,7 +903,7 @@ def _from_entries(entries: dict[str, np.ndarray]) -> BlockQuadratic:
         blocks.append(block)
     sizes = [block.size for block in blocks]
     start, minimizer = (_vector(entries[key], key, sizes) for key in ("start", "minimizer"))
-    noise = entries["noise"]
+    noise = entries["noise"].ravel()
     return BlockQuadratic(
         tuple(blocks),
         start,
@@ -910,7 +914,6 @@ def _from_entries(entries: dict[str, np.ndarray]) -> BlockQuadratic:
 
 
 # -- parts of the constructors
-# ----------------------------------------------------------------------------------------
 
 
 class _Streams:
@@ -935,7 +938,7 @@ class _Streams:
         return np.random.Generator(np.random.Philox(self._seed))
 
     def __call__(self, block: int, purpose: int) -> np.random.Generator:
-        self._state["state"]["counter"] = np.array([0, 0, block, purpose], dtype=np.uint64)
+        self._state["state"]["counter"][2:] = block, purpose
         self._generator.bit_generator.state = self._state
         return self._generator
 
@@ -977,6 +980,8 @@ def _eigenvalues(given: Any, size: Any, top: Any, streams: _Streams, b: int) -> 
         values = spectrum.eigenvalues(int(size), streams(b, _SPECTRUM))
         if type(spectrum).__module__ != Spectrum.__module__:  # a user's law
             values = check_eigenvalues(real_array(values, "eigenvalues"))
+            if values.size != size:
+                raise ValueError(f"{shown(spectrum)} gave {values.size} eigenvalues for size {size}")
     if top is not None:
         largest = values.max()
         if real_number(top, "top") == 0 or largest == 0:
@@ -987,7 +992,24 @@ def _eigenvalues(given: Any, size: Any, top: Any, streams: _Streams, b: int) -> 
     return values
 
 
-def _block(eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams, b: int) -> Block:
+def _small_haar_bases(sizes: list[int], bases: Sequence[Any], streams: _Streams) -> dict[int, FloatArray]:
+    """Return the Haar bases of blocks under 64, one call for a size: a call costs more than a small basis."""
+    members: dict[int, list[int]] = {}
+    for b, size in enumerate(sizes):
+        if size < 64 and isinstance(bases[b], str) and bases[b] == "haar":
+            members.setdefault(size, []).append(b)
+    made: dict[int, FloatArray] = {}
+    for size, which in members.items():
+        gaussians = np.empty((len(which), size, size))
+        for b, gaussian in zip(which, gaussians, strict=True):
+            streams(b, _BASIS).standard_normal(out=gaussian)
+        made |= zip(which, haar_from_gaussian(gaussians), strict=True)
+    return made
+
+
+def _block(
+    eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams, b: int, haar: FloatArray | None
+) -> Block:
     size = eigenvalues.size
     basis = as_basis(basis, size)
     axis = isinstance(basis, str) and basis == "axis"
@@ -995,7 +1017,12 @@ def _block(eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams,
         storage = "diagonal" if axis else "householder" if isinstance(basis, Householder) else "dense"
     if storage == "dense":
         _check_dense_size(size)
-        return DenseBlock.from_eigen(eigenvalues, basis_matrix(basis, size, streams(b, _BASIS)))
+        vectors = haar
+        if vectors is None:
+            # An explicit matrix has just been checked.
+            given = isinstance(basis, np.ndarray)
+            vectors = basis if given else basis_matrix(basis, size, streams(b, _BASIS))
+        return DenseBlock.from_eigen(eigenvalues, vectors)
     if storage == "diagonal" and axis:
         return DiagonalBlock(eigenvalues)
     if storage == "householder" and axis:
@@ -1005,8 +1032,29 @@ def _block(eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams,
     raise ValueError(f"storage {shown(storage)} cannot hold the basis {shown(basis)}")
 
 
-def _displacement(block: Block, direction: Any, norm: Any, streams: _Streams, b: int) -> FloatArray:
-    """Return x_b = H_b^+ g_b of the gradient that the direction and the norm describe."""
+def _displacements(blocks: list[Block], gradient_norms: Any, direction: Any, streams: _Streams) -> FloatArray:
+    """Return x = H^+ g of the gradient that the directions and the norms describe."""
+    sizes = [block.size for block in blocks]
+    norms = _each(gradient_norms, len(blocks), "gradient_norms")
+    directions = _each(direction, len(blocks), "direction")
+    x = np.empty(sum(sizes))
+    with np.errstate(over="ignore"):
+        for b, part in enumerate(_parts(x, sizes)):
+            try:
+                gradient = _gradient(blocks[b], directions[b], norms[b], streams, b)
+            except ValueError as error:
+                raise ValueError(f"block {b}: {error}") from None
+            part[:] = blocks[b].pinv_matvec(gradient)
+    good = np.isfinite(x)
+    if not good.all():
+        b = _owner(first_bad(good), sizes)
+        least = blocks[b].eigenvalues[blocks[b].positive].min()
+        raise ValueError(f"block {b}: the gradient over the smallest positive eigenvalue {least:g} overflows")
+    return x
+
+
+def _gradient(block: Block, direction: Any, norm: Any, streams: _Streams, b: int) -> FloatArray:
+    """Return the starting gradient g_b that the direction and the norm describe, in the range of the block."""
     if norm is not None:
         norm = real_number(norm, "gradient norm")
     if isinstance(direction, str):
@@ -1028,32 +1076,30 @@ def _displacement(block: Block, direction: Any, norm: Any, streams: _Streams, b:
         if not np.isfinite(gradient).all():
             bad = first_bad(np.isfinite(gradient))
             raise ValueError(f"gradient entry {bad} is {float(gradient[bad])}, not finite")
-        length = float(np.linalg.norm(gradient))
-        outside = float(np.linalg.norm(gradient - block.project(gradient)))
-        if outside > RANGE_TOLERANCE * length:
+        scale = float(np.abs(gradient).max()) or 1.0
+        unit = gradient / scale  # so that no square overflows
+        outside = float(np.linalg.norm(unit - block.project(unit)) / (np.linalg.norm(unit) or 1.0))
+        if outside > RANGE_TOLERANCE:
             raise ValueError(
-                f"gradient {shown(gradient.tolist())} is outside the range of the block by {outside:.3g}"
+                f"gradient {shown(gradient.tolist())} is outside the range of the block by {outside:.3g} of its norm"
             )
-        if norm is not None and norm > 0 and length == 0:
+        if norm is None:
+            return gradient
+        if norm > 0 and not unit.any():
             raise ValueError(f"a zero gradient cannot be rescaled to norm {norm:g}")
-    if norm is not None:
-        gradient = gradient * (norm / (math.sqrt(gradient @ gradient) or 1.0))
-    x = block.pinv_matvec(gradient)
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"gradient of norm {np.linalg.norm(gradient):g} over the smallest positive eigenvalue overflows"
-        )
-    return x
+        gradient = unit
+    return gradient * (norm / (math.sqrt(gradient @ gradient) or 1.0))
 
 
 def _drawn(block: Block, direction: str, streams: _Streams, b: int) -> FloatArray:
     """Return a vector along the direction law, in the range of the block."""
     if direction in ("top", "bottom"):
-        unit = np.zeros(block.size)
         values = block.eigenvalues
-        unit[
+        chosen = (
             values.argmax() if direction == "top" else np.where(block.positive, values, math.inf).argmin()
-        ] = 1.0
+        )
+        unit = np.zeros(block.size)
+        unit[chosen] = 1.0
         return block.from_eigenbasis(unit)
     rng = streams(b, _DIRECTION)
     while True:
@@ -1061,6 +1107,8 @@ def _drawn(block: Block, direction: str, streams: _Streams, b: int) -> FloatArra
             drawn: FloatArray = rng.standard_normal(block.size)
         else:
             drawn = np.where(rng.integers(0, 2, block.size) == 1, 1.0, -1.0)
+        if block.full_rank:
+            return drawn
         inside = block.project(drawn)
         # A sign vector may be orthogonal to the range; some never is, as s^T H s has the mean tr H > 0.
         if inside @ inside > 1e-16 * (drawn @ drawn):
@@ -1079,6 +1127,12 @@ def _vector(value: Any, what: str, sizes: list[int]) -> FloatArray:
         bad = first_bad(good)
         raise ValueError(f"block {_owner(bad, sizes)}: {what} is {float(array[bad])} at coordinate {bad}")
     return array
+
+
+def _parts(v: FloatArray, sizes: list[int]) -> list[FloatArray]:
+    """Return the parts of a vector that belong to the blocks, as views."""
+    ends = [0, *accumulate(sizes)]
+    return [v[low:high] for low, high in pairwise(ends)]
 
 
 def _owner(coordinate: int, sizes: list[int]) -> int:

@@ -6,8 +6,8 @@ The laws with a distribution function :math:`F` are deterministic: they return t
 .. math:: \lambda_k = F^{-1}\big((k - \tfrac12) / n\big), \qquad k = 1, \dots, n,
 
 so that a problem of a given size is one problem, not a sample of it. Only ``LogUniform(..., random=True)``
-draws. The option ``top``, which multiplies a spectrum so that its largest eigenvalue becomes a given number, is
-one of `quadlab.problem.BlockQuadratic.from_spectra`.
+draws. The option ``top``, which multiplies a spectrum so that its largest eigenvalue becomes a given number,
+is one of `quadlab.problem.BlockQuadratic.from_spectra`.
 """
 
 from __future__ import annotations
