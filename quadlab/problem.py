@@ -876,7 +876,7 @@ def load(path: str | os.PathLike[str]) -> BlockQuadratic:
                 raise ValueError("it is no .npz archive")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                entries = {key: archive[key] for key in archive.files}
+                entries = {key: np.asarray(archive[key]) for key in archive.files}
             frozen(*entries.values())  # nobody else holds them: no copies below
             schema = str(entries.get("schema"))
             if schema != SCHEMA:
@@ -1054,7 +1054,7 @@ def _displacements(blocks: list[Block], gradient_norms: Any, direction: Any, str
 
 
 def _gradient(block: Block, direction: Any, norm: Any, streams: _Streams, b: int) -> FloatArray:
-    """Return the starting gradient g_b that the direction and the norm describe, in the range of the block."""
+    """Return the starting gradient g_b of a direction and a norm, in the range of the block."""
     if norm is not None:
         norm = real_number(norm, "gradient norm")
     if isinstance(direction, str):
@@ -1081,7 +1081,8 @@ def _gradient(block: Block, direction: Any, norm: Any, streams: _Streams, b: int
         outside = float(np.linalg.norm(unit - block.project(unit)) / (np.linalg.norm(unit) or 1.0))
         if outside > RANGE_TOLERANCE:
             raise ValueError(
-                f"gradient {shown(gradient.tolist())} is outside the range of the block by {outside:.3g} of its norm"
+                f"gradient {shown(gradient.tolist())} is outside the range of the block, "
+                f"by {outside:.3g} of its norm"
             )
         if norm is None:
             return gradient
