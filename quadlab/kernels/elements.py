@@ -1,0 +1,53 @@
+"""The scalar rules of the methods, written once for both paths.
+
+With ``x = w - w*`` and the gradient ``g``, a rule maps one coordinate of ``g`` and of the state to one
+coordinate of the direction ``d``; the update is ``x <- x - eta d``.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit
+
+from quadlab.kernels.codes import FLUSH
+
+inline = njit(forceinline=True, error_model="numpy", nogil=True)
+# A call costs some 100 ns (an array is seven arguments), an inlined copy costs compile time: what runs
+# seldom, or works on request only, is called.
+outlined = njit(error_model="numpy", nogil=True)
+
+
+@inline
+def flush(value):  # type: ignore[no-untyped-def]
+    """Return 0 for a magnitude under 1e-290."""
+    return 0.0 if abs(value) < FLUSH else value
+
+
+@inline
+def sign(value):  # type: ignore[no-untyped-def]
+    """Return -1, 0 or 1; NaN stays NaN."""
+    if value > 0.0:
+        return 1.0
+    if value < 0.0:
+        return -1.0
+    return 0.0 if value == 0.0 else value
+
+
+@inline
+def average(old, new, beta):  # type: ignore[no-untyped-def]
+    """Return the flushed moving average ``beta old + (1 - beta) new``."""
+    return flush(beta * old + (1.0 - beta) * new)
+
+
+@inline
+def adam(m, v, inverse1, inverse2, epsilon):  # type: ignore[no-untyped-def]
+    """Return ``mhat / (sqrt(vhat) + epsilon)`` with 0/0 := 0; ``inverse_k = 1 / (1 - beta_k^t)``."""
+    numerator = m * inverse1
+    return 0.0 if numerator == 0.0 else numerator / (math.sqrt(v * inverse2) + epsilon)
+
+
+@inline
+def larger(a, b):  # type: ignore[no-untyped-def]
+    """Return the larger of ``a`` (the running maximum) and ``b``; a NaN wins, and stays."""
+    return a if a >= b or a != a else b

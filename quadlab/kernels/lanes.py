@@ -1,0 +1,584 @@
+"""Many runs at a time: arrays (P, W), one run a lane, the lane innermost.
+
+All lanes share the block structure, the method, the step rule and the stopping quantity; H is shared or
+one per lane, everything else is one per lane. A lane whose run ends is refilled from the queue; when the
+queue is empty the last lane is moved into its place, so that a batch costs the sum of its runs. Every
+coordinate of every lane sees the operations of the single path in the same order: the same bits.
+
+The loop differs from the single path in one thing: a lane that has ended still makes the update of the
+current iteration (its result is stored before that) and is refilled after it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from quadlab.kernels import codes as c
+from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
+from quadlab.kernels.single import TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN, term
+
+
+@inline
+def block_sum(kind, a, b, low, high, lanes, stripes, part):  # type: ignore[no-untyped-def]
+    """Write the block sum of every lane into ``part``: the order of single.block_sum."""
+    size = high - low
+    if size == 1:
+        for w in range(lanes):
+            part[w] = 0.0 + term(kind, a[low, w], b[low, w])
+        return
+    if size == 2:
+        for w in range(lanes):
+            part[w] = (0.0 + term(kind, a[low, w], b[low, w])) + term(kind, a[low + 1, w], b[low + 1, w])
+        return
+    if size == 3:
+        for w in range(lanes):
+            part[w] = (
+                (0.0 + term(kind, a[low, w], b[low, w])) + term(kind, a[low + 1, w], b[low + 1, w])
+            ) + term(kind, a[low + 2, w], b[low + 2, w])
+        return
+    for w in range(lanes):
+        part[w] = 0.0
+    begin = low
+    while begin < high:
+        end = min(begin + c.CHUNK, high)
+        for k in range(c.STRIPES):
+            for w in range(lanes):
+                stripes[k, w] = 0.0
+        for i in range(begin, end):
+            k = (i - begin) % c.STRIPES
+            for w in range(lanes):
+                stripes[k, w] += term(kind, a[i, w], b[i, w])
+        for w in range(lanes):
+            part[w] += ((stripes[0, w] + stripes[1, w]) + (stripes[2, w] + stripes[3, w])) + (
+                (stripes[4, w] + stripes[5, w]) + (stripes[6, w] + stripes[7, w])
+            )
+        begin = end
+
+
+@inline
+def total_sum(kind, offsets, a, b, lanes, stripes, part, total):  # type: ignore[no-untyped-def]
+    """Write the sum over all coordinates of every lane into ``total``."""
+    for w in range(lanes):
+        total[w] = 0.0
+    for block in range(offsets.size - 1):
+        block_sum(kind, a, b, offsets[block], offsets[block + 1], lanes, stripes, part)
+        for w in range(lanes):
+            total[w] += part[w]
+
+
+@outlined
+def called_sum(kind, offsets, a, b, lanes, stripes, part, total):  # type: ignore[no-untyped-def]
+    """Call ``total_sum``."""
+    total_sum(kind, offsets, a, b, lanes, stripes, part, total)
+
+
+@inline
+def weighted_squares(offsets, norms, a, lanes, stripes, part, weighted, square):  # type: ignore[no-untyped-def]
+    """Write ``sum_b ||a_b||^2 ||H_b||`` and ``||a||^2`` of every lane."""
+    for w in range(lanes):
+        weighted[w] = 0.0
+        square[w] = 0.0
+    for block in range(offsets.size - 1):
+        block_sum(TERM_PRODUCT, a, a, offsets[block], offsets[block + 1], lanes, stripes, part)
+        for w in range(lanes):
+            square[w] += part[w]
+            weighted[w] += part[w] * norms[block, w]
+
+
+@inline
+def dense_rows(data, shared, k, low, size, i, x, out, lanes):  # type: ignore[no-untyped-def]
+    """Write row i of a dense block's product: terms of j ascending, four a pass over the lanes."""
+    row = low + i
+    for w in range(lanes):
+        out[row, w] = 0.0
+    j = 0
+    if shared:
+        while j + 4 <= size:
+            h0, h1, h2, h3 = data[k + j, 0], data[k + j + 1, 0], data[k + j + 2, 0], data[k + j + 3, 0]
+            y = low + j
+            for w in range(lanes):
+                out[row, w] = (((out[row, w] + h0 * x[y, w]) + h1 * x[y + 1, w]) + h2 * x[y + 2, w]) + (
+                    h3 * x[y + 3, w]
+                )
+            j += 4
+        if j + 3 == size:
+            h0, h1, h2 = data[k + j, 0], data[k + j + 1, 0], data[k + j + 2, 0]
+            y = low + j
+            for w in range(lanes):
+                out[row, w] = ((out[row, w] + h0 * x[y, w]) + h1 * x[y + 1, w]) + h2 * x[y + 2, w]
+            j += 3
+        while j < size:
+            h0 = data[k + j, 0]
+            for w in range(lanes):
+                out[row, w] = out[row, w] + h0 * x[low + j, w]
+            j += 1
+    else:
+        while j + 3 <= size:
+            m = k + j
+            y = low + j
+            for w in range(lanes):
+                out[row, w] = (
+                    (out[row, w] + data[m, w] * x[y, w]) + data[m + 1, w] * x[y + 1, w]
+                ) + data[m + 2, w] * x[y + 2, w]
+            j += 3
+        while j < size:
+            for w in range(lanes):
+                out[row, w] = out[row, w] + data[k + j, w] * x[low + j, w]
+            j += 1
+
+
+@inline
+def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):  # type: ignore[no-untyped-def]
+    """Write H x of every lane (Householder blocks run on the single path)."""
+    for block in range(kinds.size):
+        low = offsets[block]
+        size = offsets[block + 1] - low
+        at = data_offsets[block]
+        if kinds[block] == c.DENSE:
+            for i in range(size):
+                dense_rows(data, shared, at + i * size, low, size, i, x, out, lanes)
+        elif shared:
+            for i in range(size):
+                h = data[at + i, 0]
+                for w in range(lanes):
+                    out[low + i, w] = h * x[low + i, w]
+        else:
+            for i in range(size):
+                for w in range(lanes):
+                    out[low + i, w] = data[at + i, w] * x[low + i, w]
+
+
+@outlined
+def called_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):  # type: ignore[no-untyped-def]
+    """Call ``hessian_product``."""
+    hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes)
+
+
+@inline
+def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse):  # type: ignore[no-untyped-def]
+    """Write the direction of a built-in method (plain GD uses ``g`` itself)."""
+    size = g.shape[0]
+    if method == c.GD_MOMENTUM:
+        for i in range(size):
+            for w in range(lanes):
+                d[i, w] = state[0, i, w] = flush(par[c.P_BETA1, w] * state[0, i, w] + g[i, w])
+    elif method == c.GD_NESTEROV:
+        for i in range(size):
+            for w in range(lanes):
+                state[0, i, w] = flush(par[c.P_BETA1, w] * state[0, i, w] + g[i, w])
+                d[i, w] = g[i, w] + par[c.P_BETA1, w] * state[0, i, w]
+    elif method == c.SIGN:
+        for i in range(size):
+            for w in range(lanes):
+                d[i, w] = sign(g[i, w])
+    elif method == c.SIGNUM:
+        for i in range(size):
+            for w in range(lanes):
+                state[0, i, w] = average(state[0, i, w], g[i, w], par[c.P_BETA1, w])
+                d[i, w] = sign(state[0, i, w])
+    elif method == c.NORMALIZED:
+        for w in range(lanes):
+            inverse[0, w] = math.sqrt(q[c.Q_SQUARE, w])
+        for i in range(size):
+            for w in range(lanes):
+                d[i, w] = g[i, w] / inverse[0, w] if inverse[0, w] != 0.0 else 0.0
+    elif method == c.ADAM or method == c.FROZEN_ADAM:
+        for w in range(lanes):
+            acc[c.A_POWER1, w] *= par[c.P_BETA1, w]
+            acc[c.A_POWER2, w] *= par[c.P_BETA2, w]
+            inverse[0, w] = 1.0
+            inverse[1, w] = 1.0
+            if par[c.P_BIAS, w] != 0.0:
+                inverse[0, w] = 1.0 / (1.0 - acc[c.A_POWER1, w])
+                if method == c.ADAM:
+                    inverse[1, w] = 1.0 / (1.0 - acc[c.A_POWER2, w])
+        if method == c.ADAM:
+            for i in range(size):
+                for w in range(lanes):
+                    state[0, i, w] = average(state[0, i, w], g[i, w], par[c.P_BETA1, w])
+                    state[1, i, w] = average(state[1, i, w], g[i, w] * g[i, w], par[c.P_BETA2, w])
+                    d[i, w] = adam(
+                        state[0, i, w], state[1, i, w], inverse[0, w], inverse[1, w], par[c.P_EPSILON, w]
+                    )
+        else:
+            for w in range(lanes):
+                if t[w] == 0:
+                    for i in range(size):
+                        state[1, i, w] = g[i, w] * g[i, w]
+            for i in range(size):
+                for w in range(lanes):
+                    state[0, i, w] = average(state[0, i, w], g[i, w], par[c.P_BETA1, w])
+                    d[i, w] = adam(
+                        state[0, i, w], state[1, i, w], inverse[0, w], inverse[1, w], par[c.P_EPSILON, w]
+                    )
+        if anchor.shape[0] > 0:
+            for i in range(size):
+                for w in range(lanes):
+                    if par[c.P_DECAY, w] != 0.0:
+                        d[i, w] = d[i, w] + par[c.P_DECAY, w] * (x[i, w] + anchor[i, w])
+
+
+@outlined
+def write_denominator(method, offsets, norms, lowest, par, acc, state, work, q, lanes, stripes, part):  # type: ignore[no-untyped-def]
+    """Statistics of the denominator ``D = sqrt(vhat) + epsilon`` of Adam (``D = 1`` elsewhere)."""
+    size = work.shape[0]
+    for i in range(size):
+        for w in range(lanes):
+            inverse2 = 1.0
+            if method == c.ADAM and par[c.P_BIAS, w] != 0.0:
+                inverse2 = 1.0 / (1.0 - acc[c.A_POWER2, w])
+            if method == c.ADAM or method == c.FROZEN_ADAM:
+                work[i, w] = math.sqrt(state[1, i, w] * inverse2) + par[c.P_EPSILON, w]
+            else:
+                work[i, w] = 1.0
+    called_sum(TERM_ABSOLUTE, offsets, work, work, lanes, stripes, part, q[c.Q_DENOMINATOR])
+    for w in range(lanes):
+        highest = 0.0
+        least = np.inf
+        for block in range(offsets.size - 1):
+            smallest = largest = work[offsets[block], w]
+            for i in range(offsets[block] + 1, offsets[block + 1]):
+                smallest = min(smallest, work[i, w])
+                largest = max(largest, work[i, w])
+            if norms[block, w] > 0.0:
+                highest = max(highest, norms[block, w] / smallest)
+                least = min(least, lowest[block, w] / largest)
+        q[c.Q_PRECONDITIONED_MAX, w] = highest
+        q[c.Q_PRECONDITIONED_MIN, w] = least
+
+
+@inline
+def measured(stop, q, w):  # type: ignore[no-untyped-def]
+    """Return the quantity that the stopping test of lane w compares with its tolerance."""
+    if stop == c.STOP_L1:
+        return q[c.Q_L1, w]
+    if stop == c.STOP_L2:
+        return math.sqrt(q[c.Q_SQUARE, w])
+    if stop == c.STOP_LINF:
+        return q[c.Q_LINF, w]
+    return q[c.Q_GAP, w]
+
+
+@inline
+def accumulate_transition(want, lanes, t, par, acc, q):  # type: ignore[no-untyped-def]
+    """Accumulators that include the last iterate."""
+    if want & c.WANT_GAP:
+        for w in range(lanes):
+            gap = q[c.Q_GAP, w]
+            previous = acc[c.A_PREVIOUS_GAP, w]
+            if t[w] > 0 and previous > 0.0:
+                ratio = gap / previous
+                acc[c.A_MIN_GAP_RATIO, w] = min(acc[c.A_MIN_GAP_RATIO, w], ratio)
+                acc[c.A_MAX_GAP_RATIO, w] = max(acc[c.A_MAX_GAP_RATIO, w], ratio)
+            if t[w] >= par[c.P_TAIL_GAP, w]:
+                acc[c.A_TAIL_GAP, w] = max(acc[c.A_TAIL_GAP, w], gap)
+    if want & c.WANT_DISPLACEMENT:
+        for w in range(lanes):
+            if t[w] >= par[c.P_TAIL_DISPLACEMENT, w]:
+                acc[c.A_TAIL_DISPLACEMENT, w] = max(acc[c.A_TAIL_DISPLACEMENT, w], q[c.Q_DISPLACEMENT, w])
+
+
+@inline
+def accumulate_step(want, lanes, acc, q):  # type: ignore[no-untyped-def]
+    """Accumulators over the iterations at which an update is made."""
+    if want & c.WANT_GAP:
+        for w in range(lanes):
+            acc[c.A_PREVIOUS_GAP, w] = q[c.Q_GAP, w]
+    if want & c.WANT_LAMBDA_G:
+        for w in range(lanes):
+            value = q[c.Q_LAMBDA_G, w]
+            acc[c.A_SUP_LAMBDA_G, w] = max(acc[c.A_SUP_LAMBDA_G, w], value)
+            acc[c.A_SUM_INVERSE_LAMBDA_G, w] += 1.0 / value
+            acc[c.A_FINAL_LAMBDA_G, w] = value
+            acc[c.A_SUP_STEP_LAMBDA_G, w] = max(acc[c.A_SUP_STEP_LAMBDA_G, w], q[c.Q_STEP, w] * value)
+    if want & c.WANT_DIRECTION:
+        for w in range(lanes):
+            descent = q[c.Q_DESCENT, w]
+            curvature = q[c.Q_CURVATURE_D, w]
+            square = q[c.Q_D_SQUARE, w]
+            value = curvature / square if square > 0.0 else 0.0
+            acc[c.A_MIN_DESCENT, w] = min(acc[c.A_MIN_DESCENT, w], descent)
+            acc[c.A_SUP_LAMBDA_D, w] = max(acc[c.A_SUP_LAMBDA_D, w], value)
+            acc[c.A_SUM_INVERSE_LAMBDA_D, w] += 1.0 / value
+            ratio = curvature / (descent * descent) if descent > 0.0 else np.inf
+            l1 = q[c.Q_L1, w]
+            acc[c.A_SUP_LEMMA_L1, w] = max(acc[c.A_SUP_LEMMA_L1, w], ratio * (l1 * l1))
+            acc[c.A_SUP_LEMMA_L2, w] = max(acc[c.A_SUP_LEMMA_L2, w], ratio * q[c.Q_SQUARE, w])
+    if want & c.WANT_DHD:
+        for w in range(lanes):
+            acc[c.A_SUP_CURVATURE, w] = max(acc[c.A_SUP_CURVATURE, w], q[c.Q_DHD, w])
+    if want & c.WANT_COS:
+        for w in range(lanes):
+            acc[c.A_MIN_COS, w] = min(acc[c.A_MIN_COS, w], q[c.Q_COS, w])
+            acc[c.A_SUM_COS, w] += q[c.Q_COS, w]
+            acc[c.A_SUM_SOFT, w] += q[c.Q_SOFT, w]
+    if want & c.WANT_DENOMINATOR:
+        for w in range(lanes):
+            acc[c.A_SUP_DENOMINATOR, w] = max(acc[c.A_SUP_DENOMINATOR, w], q[c.Q_DENOMINATOR, w])
+            acc[c.A_SUP_PRECONDITIONED, w] = max(
+                acc[c.A_SUP_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MAX, w]
+            )
+            acc[c.A_INF_PRECONDITIONED, w] = min(
+                acc[c.A_INF_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MIN, w]
+            )
+
+
+@inline
+def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part):  # type: ignore[no-untyped-def]
+    """Fill the quantities that need x and g only."""
+    if want & c.WANT_GAP:
+        called_sum(TERM_PRODUCT, offsets, x, g, lanes, stripes, part, q[c.Q_GAP])
+        for w in range(lanes):
+            q[c.Q_GAP, w] = 0.5 * q[c.Q_GAP, w]
+    if want & c.WANT_L1:
+        total_sum(TERM_ABSOLUTE, offsets, g, g, lanes, stripes, part, q[c.Q_L1])
+    if want & c.WANT_LAMBDA_G:
+        weighted_squares(offsets, norms, g, lanes, stripes, part, q[c.Q_CURVATURE_G], q[c.Q_SQUARE])
+        for w in range(lanes):
+            square = q[c.Q_SQUARE, w]
+            q[c.Q_LAMBDA_G, w] = q[c.Q_CURVATURE_G, w] / square if square > 0.0 else 0.0
+    elif want & c.WANT_SQUARE:
+        total_sum(TERM_PRODUCT, offsets, g, g, lanes, stripes, part, q[c.Q_SQUARE])
+    if want & c.WANT_LINF:
+        for w in range(lanes):
+            q[c.Q_LINF, w] = 0.0
+        for i in range(g.shape[0]):
+            for w in range(lanes):
+                q[c.Q_LINF, w] = larger(q[c.Q_LINF, w], abs(g[i, w]))
+    if want & c.WANT_DISPLACEMENT:
+        for w in range(lanes):
+            q[c.Q_DISPLACEMENT, w] = 0.0
+        for i in range(x.shape[0]):
+            for w in range(lanes):
+                if support[i, w] > 0.0:
+                    q[c.Q_DISPLACEMENT, w] = larger(q[c.Q_DISPLACEMENT, w], abs(x[i, w]))
+
+
+@inline
+def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, part, total):  # type: ignore[no-untyped-def]
+    """Fill the quantities that need d (all but d^T H d)."""
+    if want & c.WANT_DIRECTION:
+        if method == c.GD:  # d is g: the same sums, already there
+            for w in range(lanes):
+                q[c.Q_DESCENT, w] = q[c.Q_D_SQUARE, w] = q[c.Q_SQUARE, w]
+                q[c.Q_CURVATURE_D, w] = q[c.Q_CURVATURE_G, w]
+        else:
+            total_sum(TERM_PRODUCT, offsets, g, d, lanes, stripes, part, q[c.Q_DESCENT])
+            weighted_squares(offsets, norms, d, lanes, stripes, part, q[c.Q_CURVATURE_D], q[c.Q_D_SQUARE])
+    if want & c.WANT_COS:
+        called_sum(TERM_PRODUCT, offsets, d, d, lanes, stripes, part, total)
+        for w in range(lanes):
+            nonzero = 0
+            soft = 0
+            for i in range(g.shape[0]):
+                if g[i, w] != 0.0:
+                    nonzero += 1
+                if abs(d[i, w]) >= 0.5 and abs(d[i, w]) <= 2.0:
+                    soft += 1
+            total[w] = math.sqrt(total[w]) * math.sqrt(nonzero)
+            q[c.Q_SOFT, w] = soft / g.shape[0]
+        called_sum(TERM_SIGN, offsets, g, d, lanes, stripes, part, q[c.Q_COS])
+        for w in range(lanes):
+            q[c.Q_COS, w] = q[c.Q_COS, w] / total[w] if total[w] > 0.0 else 0.0
+
+
+@outlined
+def fill(w, run, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner, t,
+         par, norms, lowest, support, anchor, data, x, state, peak, acc):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Put a run of the queue at its start into lane w."""
+    owner[w] = run
+    t[w] = 0
+    for k in range(par.shape[0]):
+        par[k, w] = params[run, k]
+    for i in range(x.shape[0]):
+        x[i, w] = start[run, i]
+    for k in range(state.shape[0]):
+        for i in range(x.shape[0]):
+            state[k, i, w] = 0.0
+    for i in range(peak.shape[0]):
+        peak[i, w] = 0.0
+    for k in range(acc.shape[0]):
+        acc[k, w] = 0.0
+    for k in c.STARTS_AT_INFINITY:
+        acc[k, w] = np.inf
+    for k in c.STARTS_AT_ONE:
+        acc[k, w] = 1.0
+    row = 0 if norms_of.shape[0] == 1 else run
+    for k in range(norms.shape[0]):
+        norms[k, w] = norms_of[row, k]
+        lowest[k, w] = lowest_of[row, k]
+    for i in range(support.shape[0]):
+        support[i, w] = support_of[row, i]
+    for i in range(anchor.shape[0]):
+        anchor[i, w] = anchor_of[run, i]
+    if not shared:
+        for k in range(data.shape[0]):
+            data[k, w] = data_of[run, k]
+
+
+@outlined
+def move(source, w, owner, t, par, norms, lowest, support, anchor, data, shared, x, state, peak, acc):  # type: ignore[no-untyped-def]
+    """Move the run of lane ``source`` into lane w."""
+    owner[w] = owner[source]
+    t[w] = t[source]
+    for k in range(par.shape[0]):
+        par[k, w] = par[k, source]
+    for i in range(x.shape[0]):
+        x[i, w] = x[i, source]
+    for k in range(state.shape[0]):
+        for i in range(x.shape[0]):
+            state[k, i, w] = state[k, i, source]
+    for i in range(peak.shape[0]):
+        peak[i, w] = peak[i, source]
+    for k in range(acc.shape[0]):
+        acc[k, w] = acc[k, source]
+    for k in range(norms.shape[0]):
+        norms[k, w] = norms[k, source]
+        lowest[k, w] = lowest[k, source]
+    for i in range(support.shape[0]):
+        support[i, w] = support[i, source]
+    for i in range(anchor.shape[0]):
+        anchor[i, w] = anchor[i, source]
+    if not shared:
+        for k in range(data.shape[0]):
+            data[k, w] = data[k, source]
+
+
+@outlined
+def retire(w, status, run, t, x, peak, acc, q, statuses, iterations, points, peaks, accs, finals):  # type: ignore[no-untyped-def]
+    """Store the result of the run in lane w."""
+    statuses[run] = status
+    iterations[run] = t[w]
+    for i in range(x.shape[0]):
+        points[run, i] = x[i, w]
+    for i in range(peak.shape[0]):
+        peaks[run, i] = peak[i, w]
+    for k in range(acc.shape[0]):
+        accs[run, k] = acc[k, w]
+    for k in range(q.shape[0]):
+        finals[run, k] = q[k, w]
+
+
+def build(sources):  # type: ignore[no-untyped-def]
+    """Return ``run_lanes`` with the stamp of the kernel sources as a closure variable."""
+
+    def run_lanes(  # type: ignore[no-untyped-def]
+        code, clock, kinds, offsets, data_offsets, schedule,
+        start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
+        owner, t, par, norms, lowest, support, anchor, data,
+        x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
+        statuses, iterations, points, peaks, accs, firsts, finals, user,
+    ):  # fmt: skip
+        """Run the queue until it is done, few lanes are left, or the budget of iterations is spent.
+
+        ``clock`` holds the number of active lanes, the next run of the queue, the budget and the number of
+        lanes under which the caller takes over; the first two are updated.
+        """
+        sources  # noqa: B018 - a closure variable, for the key of the compile cache
+        method, rule, stop, want, shared = code[0], code[1], code[2], code[3], code[4] != 0
+        lanes, queue, budget, least = clock[0], clock[1], clock[2], clock[3]
+        size = x.shape[0]
+        n_runs = start.shape[0]
+        direction = g if method == c.GD else d
+        while lanes < t.size and queue < n_runs:
+            fill(lanes, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner,
+                 t, par, norms, lowest, support, anchor, data, x, state, peak, acc)  # fmt: skip
+            lanes += 1
+            queue += 1
+        while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
+            budget -= 1
+            hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
+            gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part)
+            ended = 0
+            going = 0
+            for w in range(lanes):
+                value = measured(stop, q, w)
+                on = (value > par[c.P_TOLERANCE, w]) & (value < np.inf) & (t[w] < caps[owner[w]]) & (t[w] > 0)
+                going += 1 if on else 0
+            accumulate_transition(want, lanes, t, par, acc, q)
+            if going < lanes:
+                for w in range(lanes):
+                    value = measured(stop, q, w)
+                    if t[w] == 0:
+                        for k in range(q.shape[0]):
+                            firsts[owner[w], k] = q[k, w]
+                        if par[c.P_RELATIVE, w] != 0.0:
+                            par[c.P_TOLERANCE, w] = par[c.P_RELATIVE, w] * value
+                            par[c.P_RELATIVE, w] = 0.0
+                    status = c.RUNNING
+                    if value <= par[c.P_TOLERANCE, w]:
+                        status = c.CONVERGED
+                    elif not value < np.inf:
+                        status = c.DIVERGED
+                    elif t[w] >= caps[owner[w]]:
+                        status = c.MAX_ITERATIONS
+                    if status != c.RUNNING:
+                        q[c.Q_STEP, w] = q[c.Q_COS, w] = np.nan
+                        retire(w, status, owner[w], t, x, peak, acc, q, statuses, iterations, points, peaks,
+                               accs, finals)  # fmt: skip
+                        owner[w] = -1 - owner[w]
+                        ended += 1
+            if want & c.WANT_PEAK:
+                for i in range(size):
+                    for w in range(lanes):
+                        peak[i, w] = max(peak[i, w], abs(g[i, w]))
+            if method == c.USER:
+                user(lanes, t, g, x, anchor, d, state, par[c.P_USER :], offsets)
+            else:
+                write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse)
+            direction_statistics(method, want, offsets, norms, g, direction, q, lanes, stripes, part, step)
+            if want & c.WANT_DHD:
+                called_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
+                called_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])
+            if want & c.WANT_DENOMINATOR:
+                write_denominator(
+                    method, offsets, norms, lowest, par, acc, state, work, q, lanes, stripes, part
+                )
+            if rule == c.CONSTANT:
+                for w in range(lanes):
+                    step[w] = par[c.P_RATE, w]
+            elif rule == c.SCHEDULE:
+                for w in range(lanes):
+                    step[w] = schedule[t[w]]
+            elif rule == c.M_STAR:
+                for w in range(lanes):
+                    step[w] = q[c.Q_L1, w] / par[c.P_M, w]
+            else:
+                of = c.Q_CURVATURE_D if rule == c.LEMMA else c.Q_DHD
+                for w in range(lanes):
+                    step[w] = q[c.Q_DESCENT, w] / q[of, w] if q[of, w] > 0.0 else 0.0
+                for w in range(lanes):
+                    if owner[w] >= 0 and not q[c.Q_DESCENT, w] > 0.0:
+                        q[c.Q_STEP, w] = step[w]
+                        retire(w, c.NOT_DESCENT, owner[w], t, x, peak, acc, q, statuses, iterations, points,
+                               peaks, accs, finals)  # fmt: skip
+                        owner[w] = -1 - owner[w]
+                        ended += 1
+            for w in range(lanes):
+                q[c.Q_STEP, w] = step[w]
+            accumulate_step(want, lanes, acc, q)
+            for i in range(size):
+                for w in range(lanes):
+                    x[i, w] = flush(x[i, w] - step[w] * direction[i, w])
+            for w in range(lanes):
+                t[w] += 1
+            if ended > 0:
+                for w in range(lanes - 1, -1, -1):  # from the last, so that the lane moved in is an active one
+                    if owner[w] >= 0:
+                        continue
+                    if queue < n_runs:
+                        fill(w, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of,
+                             shared, owner, t, par, norms, lowest, support, anchor, data, x, state, peak, acc)  # fmt: skip
+                        queue += 1
+                    else:
+                        lanes -= 1
+                        if w != lanes:
+                            move(lanes, w, owner, t, par, norms, lowest, support, anchor, data, shared, x,
+                                 state, peak, acc)  # fmt: skip
+        clock[0] = lanes
+        clock[1] = queue
+        return lanes
+
+    return run_lanes

@@ -1,0 +1,421 @@
+"""One run at a time: vectors of length P.
+
+Dense products run over columns as rows (H is symmetric to the bit): ``out += H[j, :] * x[j]`` for j
+ascending vectorises over the coordinates and adds the terms of one coordinate in the order of j, which is
+the order of the lanes path too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from quadlab.kernels import codes as c
+from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
+
+TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
+
+
+@inline
+def term(kind, a, b):  # type: ignore[no-untyped-def]
+    """Return one term of a sum over coordinates."""
+    if kind == TERM_ABSOLUTE:
+        return abs(a)
+    if kind == TERM_PRODUCT:
+        return a * b
+    return sign(a) * b
+
+
+@inline
+def block_sum(kind, a, b, low, high):  # type: ignore[no-untyped-def]
+    """Sum the terms of coordinates low..high-1: chunks in order, eight stripes a chunk."""
+    total = 0.0
+    begin = low
+    while begin < high:
+        end = min(begin + c.CHUNK, high)
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+        i = begin
+        while i + 8 <= end:
+            s0 += term(kind, a[i], b[i])
+            s1 += term(kind, a[i + 1], b[i + 1])
+            s2 += term(kind, a[i + 2], b[i + 2])
+            s3 += term(kind, a[i + 3], b[i + 3])
+            s4 += term(kind, a[i + 4], b[i + 4])
+            s5 += term(kind, a[i + 5], b[i + 5])
+            s6 += term(kind, a[i + 6], b[i + 6])
+            s7 += term(kind, a[i + 7], b[i + 7])
+            i += 8
+        rest = end - i
+        if rest > 0:
+            s0 += term(kind, a[i], b[i])
+        if rest > 1:
+            s1 += term(kind, a[i + 1], b[i + 1])
+        if rest > 2:
+            s2 += term(kind, a[i + 2], b[i + 2])
+        if rest > 3:
+            s3 += term(kind, a[i + 3], b[i + 3])
+        if rest > 4:
+            s4 += term(kind, a[i + 4], b[i + 4])
+        if rest > 5:
+            s5 += term(kind, a[i + 5], b[i + 5])
+        if rest > 6:
+            s6 += term(kind, a[i + 6], b[i + 6])
+        total += ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+        begin = end
+    return total
+
+
+@inline
+def total_sum(kind, offsets, a, b):  # type: ignore[no-untyped-def]
+    """Sum over all coordinates: the block sums in order."""
+    total = 0.0
+    for block in range(offsets.size - 1):
+        total += block_sum(kind, a, b, offsets[block], offsets[block + 1])
+    return total
+
+
+@outlined
+def called_sum(kind, offsets, a, b):  # type: ignore[no-untyped-def]
+    """Call ``total_sum``."""
+    return total_sum(kind, offsets, a, b)
+
+
+@inline
+def weighted_squares(offsets, norms, a):  # type: ignore[no-untyped-def]
+    """Return ``(sum_b ||a_b||^2 ||H_b||, ||a||^2)``."""
+    weighted = 0.0
+    square = 0.0
+    for block in range(offsets.size - 1):
+        part = block_sum(TERM_PRODUCT, a, a, offsets[block], offsets[block + 1])
+        square += part
+        weighted += part * norms[block]
+    return weighted, square
+
+
+@outlined
+def reflect(y, u, start, low, size):  # type: ignore[no-untyped-def]
+    """Apply ``I - 2 u u^T`` in place to the block at ``low``; ``u`` begins at ``start`` of the data."""
+    factor = 2.0 * block_sum(TERM_PRODUCT, u[start : start + size], y[low : low + size], 0, size)
+    for i in range(size):
+        y[low + i] = y[low + i] - factor * u[start + i]
+
+
+@inline
+def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):  # type: ignore[no-untyped-def]
+    """Write H x into ``out``."""
+    for block in range(kinds.size):
+        low = offsets[block]
+        size = offsets[block + 1] - low
+        at = data_offsets[block]
+        if kinds[block] == c.DENSE:
+            for i in range(size):
+                out[low + i] = 0.0
+            j = 0
+            while j + 4 <= size:
+                row = at + j * size
+                x0, x1, x2, x3 = x[low + j], x[low + j + 1], x[low + j + 2], x[low + j + 3]
+                for i in range(size):
+                    k = row + i
+                    out[low + i] = (
+                        ((out[low + i] + data[k] * x0) + data[k + size] * x1) + data[k + 2 * size] * x2
+                    ) + data[k + 3 * size] * x3
+                j += 4
+            while j < size:
+                xj = x[low + j]
+                row = at + j * size
+                for i in range(size):
+                    out[low + i] = out[low + i] + data[row + i] * xj
+                j += 1
+        elif kinds[block] == c.DIAGONAL:
+            for i in range(size):
+                out[low + i] = data[at + i] * x[low + i]
+        else:
+            for i in range(size):
+                out[low + i] = x[low + i]
+            first = at + size
+            for r in range(reflectors[block]):
+                reflect(out, data, first + r * size, low, size)
+            for i in range(size):
+                out[low + i] = data[at + i] * out[low + i]
+            for r in range(reflectors[block] - 1, -1, -1):
+                reflect(out, data, first + r * size, low, size)
+
+
+@outlined
+def called_product(kinds, offsets, data_offsets, reflectors, data, x, out):  # type: ignore[no-untyped-def]
+    """Call ``hessian_product``."""
+    hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out)
+
+
+@inline
+def write_direction(method, t, grad_square, params, acc, minimizer, x, g, d, state):  # type: ignore[no-untyped-def]
+    """Write the direction of a built-in method into ``d`` (plain GD uses ``g`` itself)."""
+    size = g.size
+    beta1 = params[c.P_BETA1]
+    if method == c.GD_MOMENTUM:
+        for i in range(size):
+            d[i] = state[0, i] = flush(beta1 * state[0, i] + g[i])
+    elif method == c.GD_NESTEROV:
+        for i in range(size):
+            state[0, i] = flush(beta1 * state[0, i] + g[i])
+            d[i] = g[i] + beta1 * state[0, i]
+    elif method == c.SIGN:
+        for i in range(size):
+            d[i] = sign(g[i])
+    elif method == c.SIGNUM:
+        for i in range(size):
+            state[0, i] = average(state[0, i], g[i], beta1)
+            d[i] = sign(state[0, i])
+    elif method == c.NORMALIZED:
+        norm = math.sqrt(grad_square)
+        for i in range(size):
+            d[i] = g[i] / norm if norm != 0.0 else 0.0
+    elif method == c.ADAM or method == c.FROZEN_ADAM:
+        beta2 = params[c.P_BETA2]
+        epsilon = params[c.P_EPSILON]
+        inverse1 = inverse2 = 1.0
+        acc[c.A_POWER1] *= beta1
+        acc[c.A_POWER2] *= beta2
+        if params[c.P_BIAS] != 0.0:
+            inverse1 = 1.0 / (1.0 - acc[c.A_POWER1])
+            if method == c.ADAM:
+                inverse2 = 1.0 / (1.0 - acc[c.A_POWER2])
+        if method == c.ADAM:
+            for i in range(size):
+                state[0, i] = average(state[0, i], g[i], beta1)
+                state[1, i] = average(state[1, i], g[i] * g[i], beta2)
+                d[i] = adam(state[0, i], state[1, i], inverse1, inverse2, epsilon)
+        else:
+            if t == 0:
+                for i in range(size):
+                    state[1, i] = g[i] * g[i]
+            for i in range(size):
+                state[0, i] = average(state[0, i], g[i], beta1)
+                d[i] = adam(state[0, i], state[1, i], inverse1, inverse2, epsilon)
+        decay = params[c.P_DECAY]
+        if decay != 0.0:
+            for i in range(size):
+                d[i] = d[i] + decay * (x[i] + minimizer[i])
+
+
+@outlined
+def write_denominator(method, offsets, norms, lowest, params, acc, state, d, work, q):  # type: ignore[no-untyped-def]
+    """Statistics of the denominator ``D = sqrt(vhat) + epsilon`` of Adam (``D = 1`` elsewhere)."""
+    size = d.size
+    if method == c.ADAM or method == c.FROZEN_ADAM:
+        inverse2 = 1.0
+        if params[c.P_BIAS] != 0.0 and method == c.ADAM:
+            inverse2 = 1.0 / (1.0 - acc[c.A_POWER2])
+        for i in range(size):
+            work[i] = math.sqrt(state[1, i] * inverse2) + params[c.P_EPSILON]
+    else:
+        for i in range(size):
+            work[i] = 1.0
+    total = 0.0
+    highest = 0.0
+    least = np.inf
+    for block in range(offsets.size - 1):
+        low, high = offsets[block], offsets[block + 1]
+        total += block_sum(TERM_ABSOLUTE, work, work, low, high)
+        smallest = largest = work[low]
+        for i in range(low + 1, high):
+            smallest = min(smallest, work[i])
+            largest = max(largest, work[i])
+        if norms[block] > 0.0:
+            highest = max(highest, norms[block] / smallest)
+            least = min(least, lowest[block] / largest)
+    q[c.Q_DENOMINATOR] = total
+    q[c.Q_PRECONDITIONED_MAX] = highest
+    q[c.Q_PRECONDITIONED_MIN] = least
+
+
+@inline
+def measured(stop, q):  # type: ignore[no-untyped-def]
+    """Return the quantity that the stopping test compares with its tolerance."""
+    if stop == c.STOP_L1:
+        return q[c.Q_L1]
+    if stop == c.STOP_L2:
+        return math.sqrt(q[c.Q_SQUARE])
+    if stop == c.STOP_LINF:
+        return q[c.Q_LINF]
+    return q[c.Q_GAP]
+
+
+@inline
+def accumulate_transition(want, t, params, acc, q):  # type: ignore[no-untyped-def]
+    """Accumulators that include the last iterate: idempotent, so that a resumed run may repeat them."""
+    if want & c.WANT_GAP:
+        gap = q[c.Q_GAP]
+        previous = acc[c.A_PREVIOUS_GAP]
+        if t > 0 and previous > 0.0:
+            ratio = gap / previous
+            acc[c.A_MIN_GAP_RATIO] = min(acc[c.A_MIN_GAP_RATIO], ratio)
+            acc[c.A_MAX_GAP_RATIO] = max(acc[c.A_MAX_GAP_RATIO], ratio)
+        if t >= params[c.P_TAIL_GAP]:
+            acc[c.A_TAIL_GAP] = max(acc[c.A_TAIL_GAP], gap)
+    if want & c.WANT_DISPLACEMENT and t >= params[c.P_TAIL_DISPLACEMENT]:
+        acc[c.A_TAIL_DISPLACEMENT] = max(acc[c.A_TAIL_DISPLACEMENT], q[c.Q_DISPLACEMENT])
+
+
+@inline
+def accumulate_step(want, acc, q):  # type: ignore[no-untyped-def]
+    """Accumulators over the iterations at which an update is made."""
+    if want & c.WANT_GAP:
+        acc[c.A_PREVIOUS_GAP] = q[c.Q_GAP]
+    if want & c.WANT_LAMBDA_G:
+        value = q[c.Q_LAMBDA_G]
+        acc[c.A_SUP_LAMBDA_G] = max(acc[c.A_SUP_LAMBDA_G], value)
+        acc[c.A_SUM_INVERSE_LAMBDA_G] += 1.0 / value
+        acc[c.A_FINAL_LAMBDA_G] = value
+        acc[c.A_SUP_STEP_LAMBDA_G] = max(acc[c.A_SUP_STEP_LAMBDA_G], q[c.Q_STEP] * value)
+    if want & c.WANT_DIRECTION:
+        descent = q[c.Q_DESCENT]
+        curvature = q[c.Q_CURVATURE_D]
+        square = q[c.Q_D_SQUARE]
+        value = curvature / square if square > 0.0 else 0.0
+        acc[c.A_MIN_DESCENT] = min(acc[c.A_MIN_DESCENT], descent)
+        acc[c.A_SUP_LAMBDA_D] = max(acc[c.A_SUP_LAMBDA_D], value)
+        acc[c.A_SUM_INVERSE_LAMBDA_D] += 1.0 / value
+        ratio = curvature / (descent * descent) if descent > 0.0 else np.inf
+        acc[c.A_SUP_LEMMA_L1] = max(acc[c.A_SUP_LEMMA_L1], ratio * (q[c.Q_L1] * q[c.Q_L1]))
+        acc[c.A_SUP_LEMMA_L2] = max(acc[c.A_SUP_LEMMA_L2], ratio * q[c.Q_SQUARE])
+    if want & c.WANT_DHD:
+        acc[c.A_SUP_CURVATURE] = max(acc[c.A_SUP_CURVATURE], q[c.Q_DHD])
+    if want & c.WANT_COS:
+        acc[c.A_MIN_COS] = min(acc[c.A_MIN_COS], q[c.Q_COS])
+        acc[c.A_SUM_COS] += q[c.Q_COS]
+        acc[c.A_SUM_SOFT] += q[c.Q_SOFT]
+    if want & c.WANT_DENOMINATOR:
+        acc[c.A_SUP_DENOMINATOR] = max(acc[c.A_SUP_DENOMINATOR], q[c.Q_DENOMINATOR])
+        acc[c.A_SUP_PRECONDITIONED] = max(acc[c.A_SUP_PRECONDITIONED], q[c.Q_PRECONDITIONED_MAX])
+        acc[c.A_INF_PRECONDITIONED] = min(acc[c.A_INF_PRECONDITIONED], q[c.Q_PRECONDITIONED_MIN])
+
+
+@inline
+def gradient_statistics(want, offsets, norms, support, x, g, q):  # type: ignore[no-untyped-def]
+    """Fill the quantities that need x and g only."""
+    if want & c.WANT_GAP:
+        q[c.Q_GAP] = 0.5 * called_sum(TERM_PRODUCT, offsets, x, g)
+    if want & c.WANT_L1:
+        q[c.Q_L1] = total_sum(TERM_ABSOLUTE, offsets, g, g)
+    if want & c.WANT_LAMBDA_G:
+        weighted, square = weighted_squares(offsets, norms, g)
+        q[c.Q_SQUARE] = square
+        q[c.Q_CURVATURE_G] = weighted
+        q[c.Q_LAMBDA_G] = weighted / square if square > 0.0 else 0.0
+    elif want & c.WANT_SQUARE:
+        q[c.Q_SQUARE] = total_sum(TERM_PRODUCT, offsets, g, g)
+    if want & c.WANT_LINF:
+        peak = 0.0
+        for i in range(g.size):
+            peak = larger(peak, abs(g[i]))
+        q[c.Q_LINF] = peak
+    if want & c.WANT_DISPLACEMENT:
+        peak = 0.0
+        for i in range(x.size):
+            if support[i] > 0.0:
+                peak = larger(peak, abs(x[i]))
+        q[c.Q_DISPLACEMENT] = peak
+
+
+@inline
+def direction_statistics(method, want, offsets, norms, g, d, q):  # type: ignore[no-untyped-def]
+    """Fill the quantities that need d (all but d^T H d)."""
+    if want & c.WANT_DIRECTION:
+        if method == c.GD:  # d is g: the same sums, already there
+            q[c.Q_DESCENT] = q[c.Q_D_SQUARE] = q[c.Q_SQUARE]
+            q[c.Q_CURVATURE_D] = q[c.Q_CURVATURE_G]
+        else:
+            q[c.Q_DESCENT] = total_sum(TERM_PRODUCT, offsets, g, d)
+            weighted, square = weighted_squares(offsets, norms, d)
+            q[c.Q_D_SQUARE] = square
+            q[c.Q_CURVATURE_D] = weighted
+    if want & c.WANT_COS:
+        nonzero = 0
+        soft = 0
+        for i in range(g.size):
+            if g[i] != 0.0:
+                nonzero += 1
+            if abs(d[i]) >= 0.5 and abs(d[i]) <= 2.0:
+                soft += 1
+        length = math.sqrt(called_sum(TERM_PRODUCT, offsets, d, d)) * math.sqrt(nonzero)
+        along = called_sum(TERM_SIGN, offsets, g, d)
+        q[c.Q_COS] = along / length if length > 0.0 else 0.0
+        q[c.Q_SOFT] = soft / g.size
+
+
+def build(sources):  # type: ignore[no-untyped-def]
+    """Return ``run_single`` with the stamp of the kernel sources as a closure variable."""
+
+    def run_single(  # type: ignore[no-untyped-def]
+        code, clock, kinds, offsets, data_offsets, reflectors, norms, lowest, data, support, minimizer,
+        params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, user,
+    ):  # fmt: skip
+        """Run until an outcome, the pause or a full record; return the status code."""
+        sources  # noqa: B018 - a closure variable, for the key of the compile cache
+        method, rule, stop, want = code[0], code[1], code[2], code[3]
+        t, cap, pause, schedule_start, row = clock[0], clock[1], clock[2], clock[3], clock[4]
+        direction = g if method == c.GD else d
+        status = c.RUNNING
+        while t < pause:
+            hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
+            gradient_statistics(want, offsets, norms, support, x, g, q)
+            if t == 0:
+                for k in range(q.size):
+                    first[k] = q[k]
+                if params[c.P_RELATIVE] != 0.0:
+                    params[c.P_TOLERANCE] = params[c.P_RELATIVE] * measured(stop, q)
+                    params[c.P_RELATIVE] = 0.0
+            accumulate_transition(want, t, params, acc, q)
+            value = measured(stop, q)
+            if value <= params[c.P_TOLERANCE]:
+                status = c.CONVERGED
+            elif not value < np.inf:
+                status = c.DIVERGED
+            elif t >= cap:
+                status = c.MAX_ITERATIONS
+            recording = row < record.shape[0] and record_times[row] <= t
+            q[c.Q_STEP] = q[c.Q_COS] = np.nan
+            if status == c.RUNNING:
+                if want & c.WANT_PEAK:
+                    for i in range(g.size):
+                        peak[i] = max(peak[i], abs(g[i]))
+                if method == c.USER:
+                    user(t, g, x, minimizer, d, work, state, params[c.P_USER :], offsets)
+                else:
+                    write_direction(method, t, q[c.Q_SQUARE], params, acc, minimizer, x, g, d, state)
+                direction_statistics(method, want, offsets, norms, g, direction, q)
+                if want & c.WANT_DHD:
+                    called_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
+                    q[c.Q_DHD] = called_sum(TERM_PRODUCT, offsets, direction, work)
+                if want & c.WANT_DENOMINATOR:
+                    write_denominator(method, offsets, norms, lowest, params, acc, state, direction, work, q)
+                if rule == c.CONSTANT:
+                    step = params[c.P_RATE]
+                elif rule == c.SCHEDULE:
+                    step = schedule[t - schedule_start]
+                elif rule == c.M_STAR:
+                    step = q[c.Q_L1] / params[c.P_M]
+                else:
+                    curvature = q[c.Q_CURVATURE_D] if rule == c.LEMMA else q[c.Q_DHD]
+                    step = q[c.Q_DESCENT] / curvature if curvature > 0.0 else 0.0
+                    if not q[c.Q_DESCENT] > 0.0:
+                        status = c.NOT_DESCENT
+                q[c.Q_STEP] = step
+            if recording:
+                for k in range(q.size):
+                    record[row, k] = q[k]
+                row += 1
+            if status != c.RUNNING:
+                break
+            accumulate_step(want, acc, q)
+            for i in range(x.size):
+                x[i] = flush(x[i] - step * direction[i])
+            t += 1
+            if row == record.shape[0] and row > 0:
+                break
+        clock[0] = t
+        clock[4] = row
+        return status
+
+    return run_single

@@ -1,0 +1,254 @@
+"""The result of a run: status, count, final point, trace, and statistics of the trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quadlab._arrays import FloatArray, shown
+from quadlab.kernels import codes as c
+
+if TYPE_CHECKING:
+    from quadlab.methods import Method
+    from quadlab.problem import BlockQuadratic
+    from quadlab.steps import Step
+    from quadlab.stopping import Stop
+
+
+class Status(str, Enum):
+    """How a run ended; the value is the word used in tables and JSON."""
+
+    CONVERGED = "converged"
+    """The stopping test held."""
+    MAX_ITERATIONS = "max_iterations"
+    """The cap was reached first: the run is censored, it has no count."""
+    DIVERGED = "diverged"
+    """The measured quantity was not finite."""
+    NOT_DESCENT = "not_descent"
+    """A rule for the step met a direction with g.d <= 0."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+STATUS_OF = {
+    c.CONVERGED: Status.CONVERGED,
+    c.MAX_ITERATIONS: Status.MAX_ITERATIONS,
+    c.DIVERGED: Status.DIVERGED,
+    c.NOT_DESCENT: Status.NOT_DESCENT,
+}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of a trajectory over t = 0..T-1 unless it says otherwise.
+
+    Attributes
+    ----------
+    want : int
+        What the kernels must compute for it.
+    value : callable
+        (accumulators, T, sum of peaks) -> float.
+    meaning : str
+    """
+
+    want: int
+    value: Callable[[FloatArray, int, float], float]
+    meaning: str
+
+
+def _entry(index: int) -> Callable[[FloatArray, int, float], float]:
+    return lambda acc, count, peaks: float(acc[index])
+
+
+def _harmonic(index: int) -> Callable[[FloatArray, int, float], float]:
+    return lambda acc, count, peaks: count / float(acc[index])
+
+
+def _mean(index: int) -> Callable[[FloatArray, int, float], float]:
+    return lambda acc, count, peaks: float(acc[index]) / count
+
+
+STATISTICS: dict[str, Statistic] = {
+    "sup_lambda_g": Statistic(c.WANT_LAMBDA_G, _entry(c.A_SUP_LAMBDA_G), "sup Lambda_G(t)"),
+    "harmonic_lambda_g": Statistic(
+        c.WANT_LAMBDA_G, _harmonic(c.A_SUM_INVERSE_LAMBDA_G), "harmonic mean of Lambda_G(t)"
+    ),
+    "final_lambda_g": Statistic(c.WANT_LAMBDA_G, _entry(c.A_FINAL_LAMBDA_G), "Lambda_G(T-1)"),
+    "sup_step_lambda_g": Statistic(c.WANT_LAMBDA_G, _entry(c.A_SUP_STEP_LAMBDA_G), "sup eta_t Lambda_G(t)"),
+    "min_gap_ratio": Statistic(c.WANT_GAP, _entry(c.A_MIN_GAP_RATIO), "min f_{t+1}/f_t (gaps), up to T"),
+    "max_gap_ratio": Statistic(c.WANT_GAP, _entry(c.A_MAX_GAP_RATIO), "max f_{t+1}/f_t (gaps), up to T"),
+    "tail_gap": Statistic(c.WANT_GAP, _entry(c.A_TAIL_GAP), "sup f_t - f* over t >= tail_gap_start, T included"),
+    "tail_displacement": Statistic(
+        c.WANT_DISPLACEMENT,
+        _entry(c.A_TAIL_DISPLACEMENT),
+        "sup max |x_i| over H_ii > 0 and t >= tail_displacement_start, T included",
+    ),
+    "min_descent": Statistic(c.WANT_DIRECTION, _entry(c.A_MIN_DESCENT), "min g.d"),
+    "sup_lambda_d": Statistic(c.WANT_DIRECTION, _entry(c.A_SUP_LAMBDA_D), "sup Lambda(d_t)"),
+    "harmonic_lambda_d": Statistic(
+        c.WANT_DIRECTION, _harmonic(c.A_SUM_INVERSE_LAMBDA_D), "harmonic mean of Lambda(d_t)"
+    ),
+    "sup_lemma_l1": Statistic(
+        c.WANT_DIRECTION | c.WANT_L1, _entry(c.A_SUP_LEMMA_L1), "sup Lambda(d) ||d||^2 ||g||_1^2 / (g.d)^2"
+    ),
+    "sup_lemma_l2": Statistic(
+        c.WANT_DIRECTION | c.WANT_SQUARE, _entry(c.A_SUP_LEMMA_L2), "sup Lambda(d) ||d||^2 ||g||_2^2 / (g.d)^2"
+    ),
+    "sup_curvature": Statistic(c.WANT_DHD, _entry(c.A_SUP_CURVATURE), "U = max d^T H d"),
+    "sup_denominator_l1": Statistic(
+        c.WANT_DENOMINATOR, _entry(c.A_SUP_DENOMINATOR), "G = max ||sqrt(vhat) + epsilon||_1"
+    ),
+    "sup_preconditioned": Statistic(
+        c.WANT_DENOMINATOR, _entry(c.A_SUP_PRECONDITIONED), "max_t max_b ||H_b|| / min_{i in b} D_i"
+    ),
+    "inf_preconditioned": Statistic(
+        c.WANT_DENOMINATOR, _entry(c.A_INF_PRECONDITIONED), "min_t min_b mu_b / max_{i in b} D_i"
+    ),
+    "sum_max_gradient": Statistic(c.WANT_PEAK, lambda acc, count, peaks: peaks, "sum_i max_t |g_i|"),
+    "min_cos_sign": Statistic(c.WANT_COS, _entry(c.A_MIN_COS), "min cos(d_t, sign g_t)"),
+    "mean_cos_sign": Statistic(c.WANT_COS, _mean(c.A_SUM_COS), "mean cos(d_t, sign g_t)"),
+    "mean_soft": Statistic(c.WANT_COS, _mean(c.A_SUM_SOFT), "mean share of |d_i| in [1/2, 2]"),
+}
+
+QUANTITIES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "gap": lambda q: q[..., c.Q_GAP],
+    "grad_l1": lambda q: q[..., c.Q_L1],
+    "grad_l2": lambda q: np.sqrt(q[..., c.Q_SQUARE]),
+    "grad_linf": lambda q: q[..., c.Q_LINF],
+    "lambda_g": lambda q: q[..., c.Q_LAMBDA_G],
+    "step": lambda q: q[..., c.Q_STEP],
+    "cos_sign": lambda q: q[..., c.Q_COS],
+}
+"""What a trace holds, from the kernels' rows."""
+
+TRACE_WANT = c.WANT_GAP | c.WANT_L1 | c.WANT_SQUARE | c.WANT_LINF | c.WANT_LAMBDA_G | c.WANT_COS
+
+
+def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names, or raise ValueError naming one that does not exist."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in STATISTICS:
+            raise ValueError(f"statistics must be among {', '.join(STATISTICS)}, received {shown(name)}")
+    return names
+
+
+def read_statistics(
+    names: Iterable[str], acc: FloatArray, count: int, peaks: float, tail_starts: dict[str, float]
+) -> dict[str, float | None]:
+    """Return the values of the named statistics; None where no iteration gave one."""
+    values: dict[str, float | None] = {}
+    for name in names:
+        known = count >= tail_starts[name] if name in tail_starts else count > 0
+        values[name] = STATISTICS[name].value(acc, count, peaks) if known else None
+    return values
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Quantities at the recorded iterations; the last row is the end of the run.
+
+    Attributes
+    ----------
+    iteration : ndarray of shape (n,), int64
+    gap, grad_l1, grad_l2, grad_linf, lambda_g : ndarray of shape (n,)
+        f - f*, norms of the gradient, Lambda_G.
+    step, cos_sign : ndarray of shape (n,)
+        The learning rate and cos(d, sign g) of the update made there; NaN at the end of the run.
+    """
+
+    iteration: np.ndarray
+    gap: FloatArray
+    grad_l1: FloatArray
+    grad_l2: FloatArray
+    grad_linf: FloatArray
+    lambda_g: FloatArray
+    step: FloatArray
+    cos_sign: FloatArray
+
+    @classmethod
+    def from_rows(cls, iteration: np.ndarray, rows: FloatArray) -> Trace:
+        """Return the trace of the kernels' rows."""
+        return cls(iteration, **{name: np.ascontiguousarray(read(rows)) for name, read in QUANTITIES.items()})
+
+    def __len__(self) -> int:
+        return len(self.iteration)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One method on one problem until a stopping test, a cap, or a failure.
+
+    Attributes
+    ----------
+    problem, method, stop
+        What was run.
+    status : Status
+    iterations : int
+        Updates made: if converged, the count T, the number of updates before the test first holds.
+    tolerance : float
+        The number the measured quantity was compared with.
+    point : ndarray of shape (P,)
+        The final w.
+    step : Step
+        The resolved learning rate.
+    max_iterations : int
+        The cap.
+    initial, final : dict
+        Quantities at the start and at the end: gap, grad_l1, grad_l2, grad_linf, lambda_g; those that
+        neither the test nor a statistic needed are absent.
+    statistics : dict
+        The statistics of the trajectory that were asked for, by name (see ``STATISTICS``).
+    trace : Trace or None
+    state : object
+        What `solve(resume=...)` goes on from; None in batches.
+    """
+
+    problem: BlockQuadratic
+    method: Method
+    stop: Stop
+    status: Status
+    iterations: int
+    tolerance: float
+    point: FloatArray
+    step: Step
+    max_iterations: int
+    initial: dict[str, float]
+    final: dict[str, float]
+    statistics: dict[str, float | None]
+    trace: Trace | None = None
+    tail_gap_start: float = 0.0
+    tail_displacement_start: float = 0.0
+    state: Any = field(default=None, repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the stopping test held."""
+        return self.status is Status.CONVERGED
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The constant learning rate, None for a rule or a schedule."""
+        return self.step.rate if self.step.rule == c.CONSTANT else None
+
+    def __repr__(self) -> str:
+        return f"<Run: {self.method} {self.status} after {self.iterations} updates>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("method", self.method),
+            ("stop", self.stop),
+            ("status", self.status),
+            ("iterations", self.iterations),
+            *((f"final {name}", f"{value:.4g}") for name, value in self.final.items()),
+            *((name, "" if value is None else f"{value:.4g}") for name, value in self.statistics.items()),
+        ]
+        import html
+
+        body = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows)
+        return f"<table>{body}</table>"

@@ -1,0 +1,819 @@
+r"""Run methods on problems: `solve` for one, `solve_many` for thousands, `best_learning_rate` over a grid.
+
+With :math:`x = w - w^*`, iteration t = 0, 1, ... is: the gradient :math:`g = Hx`, the statistics asked for,
+the stopping test, the direction d, the step :math:`\eta`, the update :math:`x \leftarrow x - \eta d`. The
+test is made at t = 0 and at the cap too, so that ``iterations`` is the number of updates before the test
+first holds.
+
+Two compiled paths share one specification of the order of every operation: a single run over vectors, and
+lanes, arrays of many runs with the lane innermost. A run gives the same bits on either, alone, in a batch of
+any width, and on any number of threads. Kernels are resumable and are called in pieces of about a tenth of a
+second, so that Ctrl-C, callbacks and progress live here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from quadlab._arrays import FloatArray, shown
+from quadlab.curvature import curvature
+from quadlab.kernels import codes as c
+from quadlab.methods import Method, UserMethod, check_method
+from quadlab.problem import BlockQuadratic
+from quadlab.run import (
+    QUANTITIES,
+    STATISTICS,
+    STATUS_OF,
+    TRACE_WANT,
+    Run,
+    Trace,
+    check_statistics,
+    read_statistics,
+)
+from quadlab.steps import Step, resolve
+from quadlab.stopping import Stop, check_stop
+
+#: Iterations times entries touched in one kernel call: about a tenth of a second.
+PIECE = 30_000_000
+#: Rows of a trace held by one kernel call.
+RECORD_ROWS = 4096
+#: A batch of fewer runs, or what is left of a batch, goes one by one.
+LEAST_LANES = 6
+#: Lanes of a pack, and the bytes of vectors that a pack should stay under.
+MAX_LANES, MIN_LANES, LANE_BYTES = 128, 32, 1 << 18
+#: Entries of H beyond which runs with different H go one by one.
+MAX_LANE_HESSIAN = 1 << 14
+#: Bytes of starts and Hessians put in one queue.
+QUEUE_BYTES = 1 << 26
+#: Longest schedule that lanes share.
+MAX_LANE_SCHEDULE = 1 << 20
+
+_STOP_WANT = {
+    c.STOP_L1: c.WANT_L1,
+    c.STOP_L2: c.WANT_SQUARE,
+    c.STOP_LINF: c.WANT_LINF,
+    c.STOP_GAP: c.WANT_GAP,
+}
+
+
+def solve(
+    problem: BlockQuadratic,
+    method: Method,
+    stop: Stop,
+    *,
+    max_iterations: int = 10**6,
+    statistics: Iterable[str] = (),
+    record: int | str | Sequence[int] | None = None,
+    callback: Callable[[int, FloatArray], Any] | None = None,
+    resume: Run | None = None,
+    tail_gap_start: float = 0.0,
+    tail_displacement_start: float = 0.0,
+) -> Run:
+    r"""Run one method on one problem.
+
+    Parameters
+    ----------
+    problem : BlockQuadratic
+    method : Method
+    stop : GradientNorm or Gap
+    max_iterations : int >= 0
+        The cap: a run that reaches it is censored (``max_iterations``), never counted as converged.
+    statistics : iterable of str
+        Statistics of the trajectory, accumulated at every iteration; ``quadlab.run.STATISTICS`` lists them.
+    record : int, "log", sequence of int, or None
+        Where the trace is recorded: every n iterations, about 60 a decade, or at the iterations listed. The
+        end of the run is always its last row.
+    callback : callable, optional
+        Called as ``callback(iteration, point)`` at the recorded iterations before the end.
+    resume : Run, optional
+        Go on from the end of this run (same problem, method, stop and statistics), which had reached a
+        smaller cap or was interrupted; the result equals that of an uninterrupted run, to the bit.
+    tail_gap_start, tail_displacement_start : float
+        First iteration of the statistics ``tail_gap`` and ``tail_displacement``.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError
+        On bad input, before anything is compiled or run.
+    KeyboardInterrupt
+        On Ctrl-C, within about a tenth of a second; the run so far is its attribute ``run``.
+
+    Examples
+    --------
+    >>> from quadlab import BlockQuadratic, GradientNorm, GD
+    >>> p = BlockQuadratic.from_spectra([[1.0, 2.0], [10.0]], start=[1.0, 1.0, 1.0])
+    >>> solve(p, GD("optimal"), GradientNorm(1e-3)).iterations
+    44
+    """
+    job = _Job.make(
+        problem, method, stop, max_iterations, check_statistics(statistics), tail_gap_start, tail_displacement_start
+    )
+    times = _record_times(record, job.cap)
+    if times is not None:
+        job.want |= TRACE_WANT
+    if callback is not None and times is None:
+        raise ValueError("a callback is called at recorded iterations, received record=None")
+    state = _State.begin(job) if resume is None else _resumed(resume, job)
+    return _run_one(job, state, times, callback, None)
+
+
+def solve_many(
+    problems: BlockQuadratic | Sequence[BlockQuadratic],
+    methods: Method | Sequence[Method],
+    stop: Stop | Sequence[Stop],
+    *,
+    max_iterations: int | Sequence[int] = 10**6,
+    statistics: Iterable[str] = (),
+    tail_gap_start: float | Sequence[float] = 0.0,
+    tail_displacement_start: float | Sequence[float] = 0.0,
+    threads: int = 1,
+    lanes: bool = True,
+    progress: bool | None = None,
+) -> list[Run]:
+    r"""Run many (problem, method, stop) triples; run k takes entry k of each list.
+
+    A single problem, method, stop or number serves all runs; lists must have equal length. Use
+    ``itertools.product`` for all combinations. Each result equals that of `solve`, to the bit.
+
+    Parameters
+    ----------
+    problems : BlockQuadratic or sequence
+    methods : Method or sequence
+    stop : GradientNorm, Gap or sequence
+    max_iterations : int >= 0 or sequence
+        The caps.
+    statistics : iterable of str
+        Statistics of the trajectories, the same for all runs.
+    tail_gap_start, tail_displacement_start : float or sequence
+        First iteration of the statistics ``tail_gap`` and ``tail_displacement``.
+    threads : int >= 1
+        Python threads that share the work; the numbers do not depend on it.
+    lanes : bool
+        False runs all one by one, to compare.
+    progress : bool, optional
+        A progress bar; by default on a terminal, after two seconds.
+
+    Returns
+    -------
+    list of Run
+        In the order given.
+
+    Raises
+    ------
+    ValueError
+        On bad input, naming the run, before anything is run.
+
+    Examples
+    --------
+    >>> from quadlab import GD, GradientNorm, case
+    >>> runs = solve_many([case("het", seed=s) for s in range(3)], GD("lambda_g"), GradientNorm(1e-3, relative=True))
+    >>> [run.status.value for run in runs]
+    ['converged', 'converged', 'converged']
+    """
+    names = check_statistics(statistics)
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
+        raise ValueError(f"threads must be an integer >= 1, received {shown(threads)}")
+    columns = _broadcast(
+        problems=problems,
+        methods=methods,
+        stop=stop,
+        max_iterations=max_iterations,
+        tail_gap_start=tail_gap_start,
+        tail_displacement_start=tail_displacement_start,
+    )
+    jobs = []
+    for k, (p, m, s, cap, tail_gap, tail_displacement) in enumerate(columns):
+        try:
+            jobs.append(_Job.make(p, m, s, cap, names, tail_gap, tail_displacement))
+        except ValueError as error:
+            raise ValueError(f"run {k}: {error}") from None
+    results: list[Run | None] = [None] * len(jobs)
+    with _Progress(len(jobs), progress) as bar:
+        tasks = list(_tasks(jobs, lanes, threads))
+
+        def work(task: tuple[bool, list[int]]) -> None:
+            packed, members = task
+            group = [jobs[k] for k in members]
+            runs = _run_lanes(group, bar) if packed else _run_each(group, bar)
+            for k, run in zip(members, runs, strict=True):
+                results[k] = run
+
+        if threads == 1 or len(tasks) <= 1:
+            for task in tasks:
+                work(task)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                futures = [pool.submit(work, task) for task in tasks]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    bar.cancelled.set()
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+    return results  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class BestLearningRate:
+    """The result of `best_learning_rate`.
+
+    Attributes
+    ----------
+    learning_rate : float or None
+        The constant with the fewest iterations (the smallest such), None if no run converged.
+    iterations : int or None
+        Its count.
+    learning_rates : ndarray
+        The grid.
+    runs : list of Run
+        One a grid point.
+    at_edge : bool
+        Whether the best point is an end of the grid: then the grid should be wider.
+    """
+
+    learning_rate: float | None
+    iterations: int | None
+    learning_rates: FloatArray
+    runs: list[Run] = field(repr=False)
+    at_edge: bool
+
+
+def best_learning_rate(
+    problem: BlockQuadratic,
+    method: Method,
+    stop: Stop,
+    *,
+    learning_rates: Sequence[float] | FloatArray | None = None,
+    max_iterations: int = 10**5,
+    threads: int = 1,
+) -> BestLearningRate:
+    r"""Return the constant learning rate with the fewest iterations over a log grid.
+
+    Parameters
+    ----------
+    problem : BlockQuadratic
+    method : Method
+        Its own learning rate is replaced.
+    stop : GradientNorm or Gap
+    learning_rates : sequence of float > 0, optional
+        The grid; default: 61 points a factor :math:`10^{1/10}` apart, from :math:`10^{-5}` to :math:`10` times
+        :math:`2/L` for GD, and times :math:`\|x_0\|_\infty` for methods whose steps have length 1.
+    max_iterations : int >= 0
+        The cap of each run.
+    threads : int >= 1
+
+    Returns
+    -------
+    BestLearningRate
+
+    Raises
+    ------
+    ValueError
+        On an empty or non-positive grid.
+
+    Examples
+    --------
+    >>> from quadlab import GD, GradientNorm, case
+    >>> p = case("het-axis")
+    >>> best_learning_rate(p, GD(1.0), GradientNorm(1e-2, relative=True), learning_rates=[1e-5, 1e-4]).learning_rate
+    0.0001
+    """
+    from dataclasses import replace
+
+    check_method(method)
+    if learning_rates is None:
+        scale = (
+            2.0 / max(curvature(problem).largest, np.finfo(float).tiny)
+            if method.family == "gd"
+            else float(np.abs(problem.displacement).max()) or 1.0
+        )
+        learning_rates = scale * 10.0 ** np.linspace(-5.0, 1.0, 61)
+    grid = np.array(learning_rates, dtype=np.float64)
+    if grid.ndim != 1 or grid.size == 0:
+        raise ValueError(f"learning_rates must be a non-empty list, received {shown(learning_rates)}")
+    grid.sort()
+    runs = solve_many(
+        problem,
+        [replace(method, learning_rate=float(rate)) for rate in grid],
+        stop,
+        max_iterations=max_iterations,
+        threads=threads,
+    )
+    counts = [run.iterations if run.converged else math.inf for run in runs]
+    best = int(np.argmin(counts))
+    if counts[best] == math.inf:
+        return BestLearningRate(None, None, grid, runs, False)
+    return BestLearningRate(float(grid[best]), int(counts[best]), grid, runs, best in (0, len(grid) - 1))
+
+
+# -- one run as the kernels see it ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    problem: BlockQuadratic
+    method: Method
+    stop: Stop
+    step: Step
+    cap: int
+    want: int
+    params: FloatArray
+    statistics: tuple[str, ...]
+
+    @classmethod
+    def make(
+        cls,
+        problem: BlockQuadratic,
+        method: Method,
+        stop: Stop,
+        cap: Any,
+        statistics: tuple[str, ...],
+        tail_gap_start: Any,
+        tail_displacement_start: Any,
+    ) -> _Job:
+        if not isinstance(problem, BlockQuadratic):
+            raise ValueError(f"problem must be a BlockQuadratic, received {shown(problem)}")
+        check_method(method)
+        check_stop(stop)
+        if isinstance(cap, bool) or not isinstance(cap, (int, np.integer)) or not 0 <= cap < 1 << 62:
+            raise ValueError(f"max_iterations must be an integer >= 0, received {shown(cap)}")
+        if method.code == c.FROZEN_ADAM:
+            _check_frozen(problem)
+        step = resolve(method.learning_rate, method.families, problem, stop)  # type: ignore[arg-type]
+        params = np.zeros(c.N_PARAMETERS)
+        params[c.P_RATE] = step.rate
+        params[c.P_M] = step.m
+        if stop.relative:
+            params[c.P_RELATIVE] = stop.tolerance(problem.size, 1.0)
+        else:
+            params[c.P_TOLERANCE] = stop.tolerance(problem.size)
+        params[c.P_TAIL_GAP] = _tail_start(tail_gap_start)
+        params[c.P_TAIL_DISPLACEMENT] = _tail_start(tail_displacement_start)
+        for index, value in method.parameters().items():
+            params[index] = value
+        return cls(problem, method, stop, step, int(cap), _want(method, stop, step, statistics), params, statistics)
+
+    @property
+    def lowest(self) -> FloatArray:
+        """Smallest positive eigenvalue of each block, where it is needed."""
+        if self.want & c.WANT_DENOMINATOR:
+            return np.array(curvature(self.problem).block_smallest_positive)
+        return np.zeros(self.problem.n_blocks)
+
+    @property
+    def support(self) -> FloatArray:
+        """The diagonal of H, where it is needed."""
+        return np.array(self.problem.hessian_diagonal()) if self.want & c.WANT_DISPLACEMENT else np.zeros(0)
+
+    def group(self) -> tuple[Any, ...] | None:
+        """Runs with equal keys can be lanes of one pack; None: this one goes alone."""
+        packed = self.problem.packed()
+        if packed.reflectors.any() or (isinstance(self.method, UserMethod) and not self.method.is_elementwise):
+            return None
+        if self.step.schedule is not None and self.cap > MAX_LANE_SCHEDULE:
+            return None
+        rule = (self.method.rule, self.method.states) if isinstance(self.method, UserMethod) else None
+        anchored = self.method.code == c.USER or self.params[c.P_DECAY] != 0.0
+        structure = (packed.kinds.tobytes(), packed.offsets.tobytes())
+        code = (self.method.code, self.step.rule, self.stop.code, self.want, self.step.schedule)
+        return (*code, rule, anchored, *structure)
+
+    def result(
+        self, status: int, count: int, x: FloatArray, acc: FloatArray, peaks: FloatArray, first: FloatArray,
+        final: FloatArray, tolerance: float, trace: Trace | None = None, state: Any = None,
+    ) -> Run:  # fmt: skip
+        tails = {
+            "tail_gap": float(self.params[c.P_TAIL_GAP]),
+            "tail_displacement": float(self.params[c.P_TAIL_DISPLACEMENT]),
+        }
+        available = _available(self.want)
+        return Run(
+            problem=self.problem,
+            method=self.method,
+            stop=self.stop,
+            status=STATUS_OF.get(status, STATUS_OF[c.MAX_ITERATIONS]),
+            iterations=count,
+            tolerance=tolerance,
+            point=self.problem.minimizer + x,
+            step=self.step,
+            max_iterations=self.cap,
+            initial={name: float(QUANTITIES[name](first)) for name in available},
+            final={name: float(QUANTITIES[name](final)) for name in available},
+            statistics=read_statistics(self.statistics, acc, count, float(peaks.sum()), tails),
+            trace=trace,
+            tail_gap_start=tails["tail_gap"],
+            tail_displacement_start=tails["tail_displacement"],
+            state=state,
+        )
+
+
+def _available(want: int) -> list[str]:
+    of = {
+        "gap": c.WANT_GAP,
+        "grad_l1": c.WANT_L1,
+        "grad_l2": c.WANT_SQUARE,
+        "grad_linf": c.WANT_LINF,
+        "lambda_g": c.WANT_LAMBDA_G,
+    }
+    return [name for name, bit in of.items() if want & bit]
+
+
+def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -> int:
+    """Return what the kernels compute at each iteration."""
+    want = _STOP_WANT[stop.code]
+    for name in statistics:
+        want |= STATISTICS[name].want
+    if step.rule == c.M_STAR:
+        want |= c.WANT_L1
+    if step.rule in (c.LEMMA, c.LINE_SEARCH):
+        want |= c.WANT_DIRECTION
+    if step.rule == c.LINE_SEARCH:
+        want |= c.WANT_DHD
+    if method.code == c.NORMALIZED:
+        want |= c.WANT_SQUARE
+    if want & c.WANT_DIRECTION and method.code == c.GD:
+        want |= c.WANT_LAMBDA_G
+    if want & c.WANT_LAMBDA_G:
+        want |= c.WANT_SQUARE
+    return want
+
+
+def _check_frozen(problem: BlockQuadratic) -> None:
+    g = problem.gradient(problem.start)
+    if not g.all():
+        raise ValueError(
+            f"a frozen preconditioner needs every starting gradient nonzero, received 0 at coordinate {int(np.argmin(g != 0.0))}"
+        )
+
+
+def _tail_start(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not value >= 0:
+        raise ValueError(f"a tail starts at an iteration >= 0, received {shown(value)}")
+    return float(value)
+
+
+def _record_times(record: Any, cap: int) -> Iterator[int] | None:
+    """Return the iterations at which to record, ascending, ending at the cap."""
+    if record is None:
+        return None
+    if isinstance(record, str):
+        if record != "log":
+            raise ValueError(f'record must be an integer, "log" or a list of iterations, received {record!r}')
+        dense = (round(10.0 ** (k / 60.0)) for k in itertools.count())
+        times: Iterator[int] = itertools.chain([0], (t for t, _ in itertools.groupby(dense)))
+    elif isinstance(record, (int, np.integer)) and not isinstance(record, bool):
+        if record < 1:
+            raise ValueError(f"record must be an integer >= 1, received {record}")
+        times = itertools.count(0, int(record))
+    else:
+        values = list(record)
+        if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0 for v in values):
+            raise ValueError(f"record must list iterations >= 0, received {shown(record)}")
+        times = iter(sorted({int(v) for v in values}))
+    return itertools.takewhile(lambda t: t <= cap, times)
+
+
+# -- the single path -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _State:
+    """Everything a run carries from one kernel call to the next."""
+
+    t: int
+    params: FloatArray
+    x: FloatArray
+    state: FloatArray
+    peak: FloatArray
+    acc: FloatArray
+    first: FloatArray
+    times: list[int] = field(default_factory=list)
+    rows: list[FloatArray] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, job: _Job) -> _State:
+        size = job.problem.size
+        acc = np.zeros(c.N_ACCUMULATORS)
+        acc[list(c.STARTS_AT_INFINITY)] = np.inf
+        acc[list(c.STARTS_AT_ONE)] = 1.0
+        return cls(
+            t=0,
+            params=job.params.copy(),
+            x=np.array(job.problem.displacement),
+            state=np.zeros((job.method.n_states, size)),
+            peak=np.zeros(size if job.want & c.WANT_PEAK else 0),
+            acc=acc,
+            first=np.zeros(c.N_QUANTITIES),
+        )
+
+    def copy(self) -> _State:
+        return _State(
+            self.t, self.params.copy(), self.x.copy(), self.state.copy(), self.peak.copy(), self.acc.copy(),
+            self.first.copy(), list(self.times), list(self.rows),
+        )  # fmt: skip
+
+
+def _resumed(run: Run, job: _Job) -> _State:
+    if not isinstance(run, Run) or run.state is None:
+        raise ValueError(f"resume must be a Run made by solve, received {shown(run)}")
+    if run.problem != job.problem or run.method != job.method or run.stop != job.stop:
+        raise ValueError("resume must have the same problem, method and stop, received another run")
+    if tuple(run.statistics) != job.statistics:
+        raise ValueError(f"resume must have the same statistics, received {tuple(run.statistics)}")
+    if run.status is not STATUS_OF[c.MAX_ITERATIONS]:
+        raise ValueError(f"only a capped or interrupted run can be resumed, received one that {run.status}")
+    if job.cap < run.iterations:
+        raise ValueError(f"max_iterations must be >= {run.iterations} updates already made, received {job.cap}")
+    return run.state.copy()  # type: ignore[no-any-return]
+
+
+def _pointers(method: Method) -> tuple[Any, Any]:
+    """Return the direction's pointers for the two paths."""
+    from quadlab.kernels.user import compile_rule, placeholders
+
+    if isinstance(method, UserMethod):
+        return compile_rule(method.rule, method.states, len(method.hyperparameters), method.is_elementwise)
+    return placeholders()
+
+
+def _run_one(
+    job: _Job,
+    s: _State,
+    times: Iterator[int] | None,
+    callback: Callable[[int, FloatArray], Any] | None,
+    cancelled: threading.Event | None,
+) -> Run:
+    """Run on the single path from the state s to the end."""
+    from quadlab.kernels import entry
+
+    packed = job.problem.packed()
+    size = job.problem.size
+    kernel = entry.single()
+    user = _pointers(job.method)[0]
+    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want], dtype=np.int64)
+    g = np.empty(size)
+    d = np.empty(0 if job.method.code == c.GD else size)
+    work = np.empty(size if job.want & (c.WANT_DHD | c.WANT_DENOMINATOR) or job.method.code == c.USER else 0)
+    q = np.zeros(c.N_QUANTITIES)
+    lowest, support = job.lowest, job.support
+    piece = max(64, PIECE // (packed.data.size + 8 * size))
+    schedule = np.zeros(0)
+    pending: list[int] = []
+    no_times = np.zeros(0, dtype=np.int64)
+    if times is not None:
+        times = itertools.dropwhile(lambda t: t < s.t, times)
+    status = c.RUNNING
+    try:
+        while status == c.RUNNING:
+            if times is not None and not pending:
+                pending = list(itertools.islice(times, RECORD_ROWS if callback is None else 1))
+            pause = min(s.t + piece, job.cap + 1)
+            if callback is not None and pending and pending[0] <= pause:
+                # Stop before the recorded iteration, show the point, then record it.
+                pause = pending[0] if pending[0] > s.t else s.t + 1
+                if pending[0] == s.t:
+                    callback(s.t, job.problem.minimizer + s.x)
+            if job.step.schedule is not None:
+                schedule = job.step.schedule.values(s.t, min(pause, job.cap))
+            at = np.array(pending, dtype=np.int64) if pending else no_times
+            record = np.empty((len(at), c.N_QUANTITIES))
+            clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
+            status = kernel(
+                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors, packed.norms,
+                lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at, record,
+                s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, user,
+            )  # fmt: skip
+            s.t = int(clock[0])
+            done = int(clock[4])
+            s.times += pending[:done]
+            s.rows += list(record[:done])
+            pending = pending[done:]
+            if cancelled is not None and cancelled.is_set():
+                raise KeyboardInterrupt
+    except KeyboardInterrupt as interrupt:
+        interrupt.run = _finished(job, s, c.RUNNING, q, times is not None)  # type: ignore[attr-defined]
+        raise
+    return _finished(job, s, status, q, times is not None)
+
+
+def _finished(job: _Job, s: _State, status: int, q: FloatArray, traced: bool) -> Run:
+    trace = None
+    kept = _State(
+        s.t, s.params, s.x, s.state, s.peak, s.acc, s.first, list(s.times), list(s.rows)
+    )
+    if traced:
+        times, rows = list(s.times), list(s.rows)
+        if not times or times[-1] < s.t:
+            times.append(s.t)
+            rows.append(q.copy())
+        elif status != c.RUNNING:  # the row of the end; a resumed run records it again
+            kept.times.pop()
+            kept.rows.pop()
+        trace = Trace.from_rows(np.array(times, dtype=np.int64), np.array(rows))
+    return job.result(
+        status, s.t, s.x, s.acc, s.peak, s.first, q, float(s.params[c.P_TOLERANCE]), trace, kept
+    )
+
+
+def _run_each(jobs: list[_Job], bar: _Progress) -> list[Run]:
+    runs = []
+    for job in jobs:
+        run = _run_one(job, _State.begin(job), None, None, bar.cancelled)
+        runs.append(_stateless(run))
+        bar.update(1)
+    return runs
+
+
+def _stateless(run: Run) -> Run:
+    object.__setattr__(run, "state", None)
+    return run
+
+
+# -- the lanes path ------------------------------------------------------------------------------------------
+
+
+def _tasks(jobs: list[_Job], lanes: bool, threads: int) -> Iterator[tuple[bool, list[int]]]:
+    """Yield (as lanes, members) packs of runs."""
+    groups: dict[Any, list[int]] = {}
+    alone: list[int] = []
+    for k, job in enumerate(jobs):
+        key = job.group() if lanes else None
+        if key is None:
+            alone.append(k)
+        else:
+            groups.setdefault(key, []).append(k)
+    for members in groups.values():
+        if len(members) < LEAST_LANES:
+            alone += members
+            continue
+        # Runs that share H keep it in one copy; the others must be small enough for a copy a lane.
+        by_hessian: dict[int, list[int]] = {}
+        for k in members:
+            by_hessian.setdefault(id(jobs[k].problem.blocks), []).append(k)
+        mixed: list[int] = []
+        for same in by_hessian.values():
+            if len(same) >= MIN_LANES or len(same) == len(members):
+                yield from ((True, part) for part in _parts(same, jobs, threads))
+            else:
+                mixed += same
+        if len(mixed) >= LEAST_LANES and jobs[mixed[0]].problem.packed().data.size <= MAX_LANE_HESSIAN:
+            yield from ((True, part) for part in _parts(mixed, jobs, threads))
+        else:
+            alone += mixed
+    per_task = max(1, math.ceil(len(alone) / (4 * threads)))
+    for begin in range(0, len(alone), per_task):
+        yield False, alone[begin : begin + per_task]
+
+
+def _parts(members: list[int], jobs: list[_Job], threads: int) -> Iterator[list[int]]:
+    """Cut a group into queues: bounded memory, and enough parts for the threads."""
+    problem = jobs[members[0]].problem
+    per_run = 8 * (problem.packed().data.size + 4 * problem.size + 100)
+    count = max(1, min(QUEUE_BYTES // per_run, math.ceil(len(members) / threads)))
+    count = max(count, min(LEAST_LANES, len(members)))
+    for begin in range(0, len(members), count):
+        yield members[begin : begin + count]
+
+
+def _width(size: int, runs: int) -> int:
+    """Return the number of lanes: a multiple of 8 whose vectors stay in the cache."""
+    width = min(MAX_LANES, max(MIN_LANES, LANE_BYTES // (48 * size)))
+    return max(8, min(width, 8 * math.ceil(runs / 8)))
+
+
+def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
+    """Run jobs of one group as lanes; what is left at the end goes to the single path."""
+    from quadlab.kernels import entry
+
+    job = jobs[0]
+    problem, method = job.problem, job.method
+    packed = problem.packed()
+    size, blocks, n, width = problem.size, problem.n_blocks, len(jobs), _width(problem.size, len(jobs))
+    shared = all(other.problem.blocks is problem.blocks for other in jobs)
+    code = np.array([method.code, job.step.rule, job.stop.code, job.want, shared], dtype=np.int64)
+    anchored = method.code == c.USER or job.params[c.P_DECAY] != 0.0
+    own = jobs[:1] if shared else jobs
+    start = np.array([j.problem.displacement for j in jobs])
+    params = np.array([j.params for j in jobs])
+    caps = np.array([j.cap for j in jobs], dtype=np.int64)
+    norms_of = np.array([j.problem.packed().norms for j in own])
+    lowest_of = np.array([j.lowest for j in own])
+    support_of = np.array([j.support for j in own])
+    anchor_of = np.array([j.problem.minimizer for j in jobs]) if anchored else np.zeros((n, 0))
+    data_of = np.zeros((0, 0)) if shared else np.array([j.problem.packed().data for j in jobs])
+    schedule = np.zeros(0)
+    if job.step.schedule is not None:
+        longest = int(caps.max())
+        schedule = np.append(job.step.schedule.values(0, longest), 0.0)
+    empty = np.empty
+    owner, t = empty(width, dtype=np.int64), empty(width, dtype=np.int64)
+    par = empty((c.N_PARAMETERS, width))
+    norms, lowest = empty((blocks, width)), empty((blocks, width))
+    support, anchor = empty((support_of.shape[1], width)), empty((anchor_of.shape[1], width))
+    data = packed.data[:, None].copy() if shared else empty((packed.data.size, width))
+    x, g = empty((size, width)), empty((size, width))
+    d = empty((0 if method.code == c.GD else size, width))
+    work = empty((size if job.want & (c.WANT_DHD | c.WANT_DENOMINATOR) else 0, width))
+    state = empty((method.n_states, size, width))
+    peak = empty((size if job.want & c.WANT_PEAK else 0, width))
+    acc, q = empty((c.N_ACCUMULATORS, width)), np.zeros((c.N_QUANTITIES, width))
+    stripes, part, step, inverse = empty((c.STRIPES, width)), empty(width), empty(width), empty((2, width))
+    statuses, iterations = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    points, peaks = empty((n, size)), empty((n, peak.shape[0]))
+    accs, firsts, finals = (
+        empty((n, c.N_ACCUMULATORS)),
+        np.zeros((n, c.N_QUANTITIES)),
+        np.zeros((n, c.N_QUANTITIES)),
+    )
+    tolerances = params[:, c.P_TOLERANCE].copy()
+    kernel = entry.lanes()
+    user = _pointers(method)[1]
+    budget = max(16, PIECE // (width * (packed.data.size + 8 * size)))
+    active = queued = finished = 0
+    least = min(LEAST_LANES, n)
+    results: list[Run | None] = [None] * n
+    while queued < n or active >= least:
+        clock = np.array([active, queued, budget, least], dtype=np.int64)
+        kernel(
+            code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
+            start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
+            owner, t, par, norms, lowest, support, anchor, data,
+            x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
+            statuses, iterations, points, peaks, accs, firsts, finals, user,
+        )  # fmt: skip
+        active, queued = int(clock[0]), int(clock[1])
+        bar.update(queued - active - finished)
+        finished = queued - active
+        if bar.cancelled.is_set():
+            raise KeyboardInterrupt
+        if active == 0 and queued == n:
+            break
+    for w in range(active):
+        k = int(owner[w])
+        s = _State(
+            int(t[w]), par[:, w].copy(), x[:, w].copy(), state[:, :, w].copy(), peak[:, w].copy(),
+            acc[:, w].copy(), firsts[k].copy(),
+        )  # fmt: skip
+        results[k] = _stateless(_run_one(jobs[k], s, None, None, bar.cancelled))
+        bar.update(1)
+    if job.stop.relative:
+        quantity = QUANTITIES[job.stop.quantity]
+        tolerances = params[:, c.P_RELATIVE] * quantity(firsts)
+    for k, other in enumerate(jobs):
+        if results[k] is None:
+            results[k] = other.result(
+                int(statuses[k]), int(iterations[k]), points[k], accs[k], peaks[k], firsts[k], finals[k],
+                float(tolerances[k]),
+            )  # fmt: skip
+    return results  # type: ignore[return-value]
+
+
+# -- plumbing ------------------------------------------------------------------------------------------------
+
+
+def _broadcast(**columns: Any) -> Iterator[tuple[Any, ...]]:
+    """Zip lists of equal length, single values repeated."""
+    lists = {name: list(v) for name, v in columns.items() if isinstance(v, (list, tuple, np.ndarray))}
+    lengths = {name: len(v) for name, v in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"lists must have equal length, received {told}")
+    count = next(iter(lengths.values()), 1)
+    return zip(*(lists.get(name, itertools.repeat(v, count)) for name, v in columns.items()), strict=True)
+
+
+class _Progress:
+    """A tqdm bar that shows itself after two seconds, and the flag that stops the threads."""
+
+    def __init__(self, total: int, wanted: bool | None) -> None:
+        self.cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._total = total
+        self._disable = None if wanted is None else not wanted
+
+    def __enter__(self) -> _Progress:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=self._total, unit="run", delay=2.0, disable=self._disable, leave=False)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        if count:
+            with self._lock:
+                self._bar.update(count)
