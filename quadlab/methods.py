@@ -462,9 +462,9 @@ def elementwise(rule: Callable[..., Any]) -> Callable[..., UserMethod]:
 def arraywise(rule: Callable[..., Any]) -> Callable[..., UserMethod]:
     r"""Make a method of a function of whole vectors, for methods that are not elementwise.
 
-    The function is called as ``rule(g, w, t, d, *state, offsets, **hyperparameters)``: it writes the direction
-    into d and the new state into the state vectors, all arrays of shape (P,). Block b holds the coordinates
-    ``offsets[b]`` to ``offsets[b+1]``. Arguments between d and offsets are state vectors (all 0 at first).
+    The function is called as ``rule(g, w, t, d, *state, offsets, **hyperparameters)``: it writes the
+    direction into d and the new state into the state vectors, all arrays of shape (P,). Block b
+    holds the coordinates ``offsets[b]`` to ``offsets[b+1]``. Arguments between d and offsets are state vectors (all 0 at first).
 
     Parameters
     ----------
@@ -493,7 +493,9 @@ def arraywise(rule: Callable[..., Any]) -> Callable[..., UserMethod]:
     """
     states, defaults = _signature(rule, ("g", "w", "t", "d"))
     if not states or states[-1] != "offsets":
-        raise ValueError(f"{_name(rule)} must take (g, w, t, d, *state, offsets, ...), received {tuple(states)} after d")
+        raise ValueError(
+            f"{_name(rule)} must take (g, w, t, d, *state, offsets, ...), received {tuple(states)} after d"
+        )
     return _factory(rule, len(states) - 1, defaults, False)
 
 
@@ -507,7 +509,9 @@ def _signature(rule: Any, leading: tuple[str, ...]) -> tuple[list[str], dict[str
     items = list(inspect.signature(rule).parameters.values())
     names = tuple(p.name for p in items)
     if names[: len(leading)] != leading or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in items):
-        raise ValueError(f"{_name(rule)} must take ({', '.join(leading)}, ...), received ({', '.join(names)})")
+        raise ValueError(
+            f"{_name(rule)} must take ({', '.join(leading)}, ...), received ({', '.join(names)})"
+        )
     rest = items[len(leading) :]
     defaults = {p.name: p.default for p in rest if p.default is not p.empty}
     if len(defaults) > codes.MAX_USER_PARAMETERS:

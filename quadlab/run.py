@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quadlab.stopping import Stop
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How a run ended; the value is the word used in tables and JSON."""
 
     CONVERGED = "converged"
@@ -30,9 +30,6 @@ class Status(str, Enum):
     """The measured quantity was not finite."""
     NOT_DESCENT = "not_descent"
     """A rule for the step met a direction with g.d <= 0."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 STATUS_OF = {
@@ -82,7 +79,9 @@ STATISTICS: dict[str, Statistic] = {
     "sup_step_lambda_g": Statistic(c.WANT_LAMBDA_G, _entry(c.A_SUP_STEP_LAMBDA_G), "sup eta_t Lambda_G(t)"),
     "min_gap_ratio": Statistic(c.WANT_GAP, _entry(c.A_MIN_GAP_RATIO), "min f_{t+1}/f_t (gaps), up to T"),
     "max_gap_ratio": Statistic(c.WANT_GAP, _entry(c.A_MAX_GAP_RATIO), "max f_{t+1}/f_t (gaps), up to T"),
-    "tail_gap": Statistic(c.WANT_GAP, _entry(c.A_TAIL_GAP), "sup f_t - f* over t >= tail_gap_start, T included"),
+    "tail_gap": Statistic(
+        c.WANT_GAP, _entry(c.A_TAIL_GAP), "sup f_t - f* over t >= tail_gap_start, T included"
+    ),
     "tail_displacement": Statistic(
         c.WANT_DISPLACEMENT,
         _entry(c.A_TAIL_DISPLACEMENT),
@@ -97,7 +96,9 @@ STATISTICS: dict[str, Statistic] = {
         c.WANT_DIRECTION | c.WANT_L1, _entry(c.A_SUP_LEMMA_L1), "sup Lambda(d) ||d||^2 ||g||_1^2 / (g.d)^2"
     ),
     "sup_lemma_l2": Statistic(
-        c.WANT_DIRECTION | c.WANT_SQUARE, _entry(c.A_SUP_LEMMA_L2), "sup Lambda(d) ||d||^2 ||g||_2^2 / (g.d)^2"
+        c.WANT_DIRECTION | c.WANT_SQUARE,
+        _entry(c.A_SUP_LEMMA_L2),
+        "sup Lambda(d) ||d||^2 ||g||_2^2 / (g.d)^2",
     ),
     "sup_curvature": Statistic(c.WANT_DHD, _entry(c.A_SUP_CURVATURE), "U = max d^T H d"),
     "sup_denominator_l1": Statistic(
@@ -250,5 +251,7 @@ class Run:
         ]
         import html
 
-        body = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows)
+        body = "".join(
+            f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows
+        )
         return f"<table>{body}</table>"

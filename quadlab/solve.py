@@ -115,10 +115,16 @@ def solve(
     >>> from quadlab import BlockQuadratic, GradientNorm, GD
     >>> p = BlockQuadratic.from_spectra([[1.0, 2.0], [10.0]], start=[1.0, 1.0, 1.0])
     >>> solve(p, GD("optimal"), GradientNorm(1e-3)).iterations
-    44
+    41
     """
     job = _Job.make(
-        problem, method, stop, max_iterations, check_statistics(statistics), tail_gap_start, tail_displacement_start
+        problem,
+        method,
+        stop,
+        max_iterations,
+        check_statistics(statistics),
+        tail_gap_start,
+        tail_displacement_start,
     )
     times = _record_times(record, job.cap)
     if times is not None:
@@ -178,7 +184,8 @@ def solve_many(
     Examples
     --------
     >>> from quadlab import GD, GradientNorm, case
-    >>> runs = solve_many([case("het", seed=s) for s in range(3)], GD("lambda_g"), GradientNorm(1e-3, relative=True))
+    >>> problems = [case("het", seed=s) for s in range(3)]
+    >>> runs = solve_many(problems, GD("lambda_g"), GradientNorm(1e-3, relative=True))
     >>> [run.status.value for run in runs]
     ['converged', 'converged', 'converged']
     """
@@ -269,8 +276,9 @@ def best_learning_rate(
         Its own learning rate is replaced.
     stop : GradientNorm or Gap
     learning_rates : sequence of float > 0, optional
-        The grid; default: 61 points a factor :math:`10^{1/10}` apart, from :math:`10^{-5}` to :math:`10` times
-        :math:`2/L` for GD, and times :math:`\|x_0\|_\infty` for methods whose steps have length 1.
+        The grid; default: 61 points a factor :math:`10^{1/10}` apart, from :math:`10^{-5}` to
+        :math:`10` times :math:`2/L` for GD, and times :math:`\|x_0\|_\infty` for methods whose
+        steps have length 1.
     max_iterations : int >= 0
         The cap of each run.
     threads : int >= 1
@@ -287,8 +295,8 @@ def best_learning_rate(
     Examples
     --------
     >>> from quadlab import GD, GradientNorm, case
-    >>> p = case("het-axis")
-    >>> best_learning_rate(p, GD(1.0), GradientNorm(1e-2, relative=True), learning_rates=[1e-5, 1e-4]).learning_rate
+    >>> stop = GradientNorm(1e-2, relative=True)
+    >>> best_learning_rate(case("het-axis"), GD(1.0), stop, learning_rates=[1e-5, 1e-4]).learning_rate
     0.0001
     """
     from dataclasses import replace
@@ -364,7 +372,9 @@ class _Job:
         params[c.P_TAIL_DISPLACEMENT] = _tail_start(tail_displacement_start)
         for index, value in method.parameters().items():
             params[index] = value
-        return cls(problem, method, stop, step, int(cap), _want(method, stop, step, statistics), params, statistics)
+        return cls(
+            problem, method, stop, step, int(cap), _want(method, stop, step, statistics), params, statistics
+        )
 
     @property
     def lowest(self) -> FloatArray:
@@ -379,9 +389,11 @@ class _Job:
         return np.array(self.problem.hessian_diagonal()) if self.want & c.WANT_DISPLACEMENT else np.zeros(0)
 
     def group(self) -> tuple[Any, ...] | None:
-        """Runs with equal keys can be lanes of one pack; None: this one goes alone."""
+        """Return the key that runs of one pack of lanes share; None: this one goes alone."""
         packed = self.problem.packed()
-        if packed.reflectors.any() or (isinstance(self.method, UserMethod) and not self.method.is_elementwise):
+        if packed.reflectors.any() or (
+            isinstance(self.method, UserMethod) and not self.method.is_elementwise
+        ):
             return None
         if self.step.schedule is not None and self.cap > MAX_LANE_SCHEDULE:
             return None
@@ -455,12 +467,17 @@ def _check_frozen(problem: BlockQuadratic) -> None:
     g = problem.gradient(problem.start)
     if not g.all():
         raise ValueError(
-            f"a frozen preconditioner needs every starting gradient nonzero, received 0 at coordinate {int(np.argmin(g != 0.0))}"
+            "a frozen preconditioner needs every starting gradient nonzero, "
+            f"received 0 at coordinate {int(np.argmin(g != 0.0))}"
         )
 
 
 def _tail_start(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not value >= 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not value >= 0
+    ):
         raise ValueError(f"a tail starts at an iteration >= 0, received {shown(value)}")
     return float(value)
 
@@ -536,8 +553,10 @@ def _resumed(run: Run, job: _Job) -> _State:
     if run.status is not STATUS_OF[c.MAX_ITERATIONS]:
         raise ValueError(f"only a capped or interrupted run can be resumed, received one that {run.status}")
     if job.cap < run.iterations:
-        raise ValueError(f"max_iterations must be >= {run.iterations} updates already made, received {job.cap}")
-    return run.state.copy()  # type: ignore[no-any-return]
+        raise ValueError(
+            f"max_iterations must be >= {run.iterations} updates already made, received {job.cap}"
+        )
+    return run.state.copy()
 
 
 def _pointers(method: Method) -> tuple[Any, Any]:
@@ -592,9 +611,9 @@ def _run_one(
             record = np.empty((len(at), c.N_QUANTITIES))
             clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
             status = kernel(
-                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors, packed.norms,
-                lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at, record,
-                s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, user,
+                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
+                packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
+                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, user,
             )  # fmt: skip
             s.t = int(clock[0])
             done = int(clock[4])
@@ -611,9 +630,7 @@ def _run_one(
 
 def _finished(job: _Job, s: _State, status: int, q: FloatArray, traced: bool) -> Run:
     trace = None
-    kept = _State(
-        s.t, s.params, s.x, s.state, s.peak, s.acc, s.first, list(s.times), list(s.rows)
-    )
+    kept = _State(s.t, s.params, s.x, s.state, s.peak, s.acc, s.first, list(s.times), list(s.rows))
     if traced:
         times, rows = list(s.times), list(s.rows)
         if not times or times[-1] < s.t:

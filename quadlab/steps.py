@@ -78,14 +78,16 @@ class Schedule:
     label: str = "schedule"
 
     def values(self, begin: int, end: int) -> FloatArray:
-        """Return :math:`\\eta` for t = begin..end-1; ValueError where it is not finite and >= 0."""
+        r"""Return :math:`\eta` for t = begin..end-1; ValueError where it is not finite and >= 0."""
         values = np.empty(end - begin)
         for k in range(begin, end):
             value = self.function(k)
             try:
                 values[k - begin] = value
             except (TypeError, ValueError):
-                raise ValueError(f"{self.label} must return a number, received {shown(value)} at t = {k}") from None
+                raise ValueError(
+                    f"{self.label} must return a number, received {shown(value)} at t = {k}"
+                ) from None
             if not 0.0 <= values[k - begin] < math.inf:
                 raise ValueError(f"{self.label} must be finite and >= 0, received {shown(value)} at t = {k}")
         return values
@@ -110,7 +112,8 @@ def cosine(rate: float, horizon: int) -> Schedule:
     r"""Return :math:`\eta(t) = \frac\eta2 (1 + \cos(\pi t/T))`, 0 from the horizon T on."""
     rate, horizon = _rate(rate), _horizon(horizon)
     return Schedule(
-        lambda t: 0.5 * rate * (1.0 + math.cos(math.pi * min(t / horizon, 1.0))), f"cosine({rate:g}, {horizon})"
+        lambda t: 0.5 * rate * (1.0 + math.cos(math.pi * min(t / horizon, 1.0))),
+        f"cosine({rate:g}, {horizon})",
     )
 
 
@@ -134,7 +137,9 @@ def check_learning_rate(value: Any, families: tuple[str, ...], method: str) -> f
         return value
     if isinstance(value, str):
         if value not in RULES:
-            raise ValueError(f"learning_rate must be a number, a Schedule or one of {', '.join(RULES)}, received {value!r}")
+            raise ValueError(
+                f"learning_rate must be a number, a Schedule or one of {', '.join(RULES)}, received {value!r}"
+            )
         allowed = RULES[value]
         if allowed is not None and not set(allowed) & set(families):
             raise ValueError(f"learning_rate {value!r} does not go with {method}")
@@ -165,7 +170,9 @@ class Step:
     schedule: Schedule | None = None
 
 
-def resolve(learning_rate: float | str | Schedule, families: tuple[str, ...], problem: BlockQuadratic, stop: Stop) -> Step:
+def resolve(
+    learning_rate: float | str | Schedule, families: tuple[str, ...], problem: BlockQuadratic, stop: Stop
+) -> Step:
     """Return the learning rate of a run on `problem` that ends by `stop`."""
     if isinstance(learning_rate, Schedule):
         return Step(codes.SCHEDULE, schedule=learning_rate)

@@ -19,13 +19,13 @@ outlined = njit(error_model="numpy", nogil=True)
 
 
 @inline
-def flush(value):  # type: ignore[no-untyped-def]
+def flush(value):
     """Return 0 for a magnitude under 1e-290."""
     return 0.0 if abs(value) < FLUSH else value
 
 
 @inline
-def sign(value):  # type: ignore[no-untyped-def]
+def sign(value):
     """Return -1, 0 or 1; NaN stays NaN."""
     if value > 0.0:
         return 1.0
@@ -35,19 +35,19 @@ def sign(value):  # type: ignore[no-untyped-def]
 
 
 @inline
-def average(old, new, beta):  # type: ignore[no-untyped-def]
+def average(old, new, beta):
     """Return the flushed moving average ``beta old + (1 - beta) new``."""
     return flush(beta * old + (1.0 - beta) * new)
 
 
 @inline
-def adam(m, v, inverse1, inverse2, epsilon):  # type: ignore[no-untyped-def]
+def adam(m, v, inverse1, inverse2, epsilon):
     """Return ``mhat / (sqrt(vhat) + epsilon)`` with 0/0 := 0; ``inverse_k = 1 / (1 - beta_k^t)``."""
     numerator = m * inverse1
     return 0.0 if numerator == 0.0 else numerator / (math.sqrt(v * inverse2) + epsilon)
 
 
 @inline
-def larger(a, b):  # type: ignore[no-untyped-def]
+def larger(a, b):
     """Return the larger of ``a`` (the running maximum) and ``b``; a NaN wins, and stays."""
     return a if a >= b or a != a else b

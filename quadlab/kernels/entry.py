@@ -48,7 +48,7 @@ def stamp() -> str:
 
 def compile_function(function: Callable[..., Any], signature: Any, cache: bool = True) -> Any:
     """Compile with the package's settings; without the disk cache where no folder can be written."""
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", numba.NumbaExperimentalFeatureWarning)
         try:
@@ -63,10 +63,10 @@ def compile_function(function: Callable[..., Any], signature: Any, cache: bool =
 def placeholders() -> tuple[Any, Any]:
     """Return do-nothing pointers for runs of built-in methods."""
 
-    def nothing_single(t, g, x, anchor, d, work, state, params, offsets):  # type: ignore[no-untyped-def]
+    def nothing_single(t, g, x, anchor, d, work, state, params, offsets):
         pass
 
-    def nothing_lanes(lanes, t, g, x, anchor, d, state, params, offsets):  # type: ignore[no-untyped-def]
+    def nothing_lanes(lanes, t, g, x, anchor, d, state, params, offsets):
         pass
 
     return compile_function(nothing_single, USER_SINGLE), compile_function(nothing_lanes, USER_LANES)

@@ -21,7 +21,7 @@ from quadlab.kernels.single import TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN, term
 
 
 @inline
-def block_sum(kind, a, b, low, high, lanes, stripes, part):  # type: ignore[no-untyped-def]
+def block_sum(kind, a, b, low, high, lanes, stripes, part):
     """Write the block sum of every lane into ``part``: the order of single.block_sum."""
     size = high - low
     if size == 1:
@@ -58,7 +58,7 @@ def block_sum(kind, a, b, low, high, lanes, stripes, part):  # type: ignore[no-u
 
 
 @inline
-def total_sum(kind, offsets, a, b, lanes, stripes, part, total):  # type: ignore[no-untyped-def]
+def total_sum(kind, offsets, a, b, lanes, stripes, part, total):
     """Write the sum over all coordinates of every lane into ``total``."""
     for w in range(lanes):
         total[w] = 0.0
@@ -69,13 +69,13 @@ def total_sum(kind, offsets, a, b, lanes, stripes, part, total):  # type: ignore
 
 
 @outlined
-def called_sum(kind, offsets, a, b, lanes, stripes, part, total):  # type: ignore[no-untyped-def]
+def called_sum(kind, offsets, a, b, lanes, stripes, part, total):
     """Call ``total_sum``."""
     total_sum(kind, offsets, a, b, lanes, stripes, part, total)
 
 
 @inline
-def weighted_squares(offsets, norms, a, lanes, stripes, part, weighted, square):  # type: ignore[no-untyped-def]
+def weighted_squares(offsets, norms, a, lanes, stripes, part, weighted, square):
     """Write ``sum_b ||a_b||^2 ||H_b||`` and ``||a||^2`` of every lane."""
     for w in range(lanes):
         weighted[w] = 0.0
@@ -88,7 +88,7 @@ def weighted_squares(offsets, norms, a, lanes, stripes, part, weighted, square):
 
 
 @inline
-def dense_rows(data, shared, k, low, size, i, x, out, lanes):  # type: ignore[no-untyped-def]
+def dense_rows(data, shared, k, low, size, i, x, out, lanes):
     """Write row i of a dense block's product: terms of j ascending, four a pass over the lanes."""
     row = low + i
     for w in range(lanes):
@@ -119,9 +119,9 @@ def dense_rows(data, shared, k, low, size, i, x, out, lanes):  # type: ignore[no
             m = k + j
             y = low + j
             for w in range(lanes):
-                out[row, w] = (
-                    (out[row, w] + data[m, w] * x[y, w]) + data[m + 1, w] * x[y + 1, w]
-                ) + data[m + 2, w] * x[y + 2, w]
+                out[row, w] = ((out[row, w] + data[m, w] * x[y, w]) + data[m + 1, w] * x[y + 1, w]) + data[
+                    m + 2, w
+                ] * x[y + 2, w]
             j += 3
         while j < size:
             for w in range(lanes):
@@ -130,7 +130,7 @@ def dense_rows(data, shared, k, low, size, i, x, out, lanes):  # type: ignore[no
 
 
 @inline
-def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):  # type: ignore[no-untyped-def]
+def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
     """Write H x of every lane (Householder blocks run on the single path)."""
     for block in range(kinds.size):
         low = offsets[block]
@@ -151,13 +151,13 @@ def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes): 
 
 
 @outlined
-def called_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):  # type: ignore[no-untyped-def]
+def called_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
     """Call ``hessian_product``."""
     hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes)
 
 
 @inline
-def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse):  # type: ignore[no-untyped-def]
+def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse):
     """Write the direction of a built-in method (plain GD uses ``g`` itself)."""
     size = g.shape[0]
     if method == c.GD_MOMENTUM:
@@ -221,7 +221,7 @@ def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inver
 
 
 @outlined
-def write_denominator(method, offsets, norms, lowest, par, acc, state, work, q, lanes, stripes, part):  # type: ignore[no-untyped-def]
+def write_denominator(method, offsets, norms, lowest, par, acc, state, work, q, lanes, stripes, part):
     """Statistics of the denominator ``D = sqrt(vhat) + epsilon`` of Adam (``D = 1`` elsewhere)."""
     size = work.shape[0]
     for i in range(size):
@@ -250,7 +250,7 @@ def write_denominator(method, offsets, norms, lowest, par, acc, state, work, q, 
 
 
 @inline
-def measured(stop, q, w):  # type: ignore[no-untyped-def]
+def measured(stop, q, w):
     """Return the quantity that the stopping test of lane w compares with its tolerance."""
     if stop == c.STOP_L1:
         return q[c.Q_L1, w]
@@ -262,7 +262,7 @@ def measured(stop, q, w):  # type: ignore[no-untyped-def]
 
 
 @inline
-def accumulate_transition(want, lanes, t, par, acc, q):  # type: ignore[no-untyped-def]
+def accumulate_transition(want, lanes, t, par, acc, q):
     """Accumulators that include the last iterate."""
     if want & c.WANT_GAP:
         for w in range(lanes):
@@ -281,7 +281,7 @@ def accumulate_transition(want, lanes, t, par, acc, q):  # type: ignore[no-untyp
 
 
 @inline
-def accumulate_step(want, lanes, acc, q):  # type: ignore[no-untyped-def]
+def accumulate_step(want, lanes, acc, q):
     """Accumulators over the iterations at which an update is made."""
     if want & c.WANT_GAP:
         for w in range(lanes):
@@ -317,16 +317,12 @@ def accumulate_step(want, lanes, acc, q):  # type: ignore[no-untyped-def]
     if want & c.WANT_DENOMINATOR:
         for w in range(lanes):
             acc[c.A_SUP_DENOMINATOR, w] = max(acc[c.A_SUP_DENOMINATOR, w], q[c.Q_DENOMINATOR, w])
-            acc[c.A_SUP_PRECONDITIONED, w] = max(
-                acc[c.A_SUP_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MAX, w]
-            )
-            acc[c.A_INF_PRECONDITIONED, w] = min(
-                acc[c.A_INF_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MIN, w]
-            )
+            acc[c.A_SUP_PRECONDITIONED, w] = max(acc[c.A_SUP_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MAX, w])
+            acc[c.A_INF_PRECONDITIONED, w] = min(acc[c.A_INF_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MIN, w])
 
 
 @inline
-def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part):  # type: ignore[no-untyped-def]
+def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part):
     """Fill the quantities that need x and g only."""
     if want & c.WANT_GAP:
         called_sum(TERM_PRODUCT, offsets, x, g, lanes, stripes, part, q[c.Q_GAP])
@@ -357,7 +353,7 @@ def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, 
 
 
 @inline
-def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, part, total):  # type: ignore[no-untyped-def]
+def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, part, total):
     """Fill the quantities that need d (all but d^T H d)."""
     if want & c.WANT_DIRECTION:
         if method == c.GD:  # d is g: the same sums, already there
@@ -386,7 +382,7 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
 
 @outlined
 def fill(w, run, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner, t,
-         par, norms, lowest, support, anchor, data, x, state, peak, acc):  # type: ignore[no-untyped-def]  # fmt: skip
+         par, norms, lowest, support, anchor, data, x, state, peak, acc):  # fmt: skip
     """Put a run of the queue at its start into lane w."""
     owner[w] = run
     t[w] = 0
@@ -419,7 +415,7 @@ def fill(w, run, start, params, norms_of, lowest_of, support_of, anchor_of, data
 
 
 @outlined
-def move(source, w, owner, t, par, norms, lowest, support, anchor, data, shared, x, state, peak, acc):  # type: ignore[no-untyped-def]
+def move(source, w, owner, t, par, norms, lowest, support, anchor, data, shared, x, state, peak, acc):
     """Move the run of lane ``source`` into lane w."""
     owner[w] = owner[source]
     t[w] = t[source]
@@ -447,7 +443,7 @@ def move(source, w, owner, t, par, norms, lowest, support, anchor, data, shared,
 
 
 @outlined
-def retire(w, status, run, t, x, peak, acc, q, statuses, iterations, points, peaks, accs, finals):  # type: ignore[no-untyped-def]
+def retire(w, status, run, t, x, peak, acc, q, statuses, iterations, points, peaks, accs, finals):
     """Store the result of the run in lane w."""
     statuses[run] = status
     iterations[run] = t[w]
@@ -461,10 +457,10 @@ def retire(w, status, run, t, x, peak, acc, q, statuses, iterations, points, pea
         finals[run, k] = q[k, w]
 
 
-def build(sources):  # type: ignore[no-untyped-def]
+def build(sources):
     """Return ``run_lanes`` with the stamp of the kernel sources as a closure variable."""
 
-    def run_lanes(  # type: ignore[no-untyped-def]
+    def run_lanes(
         code, clock, kinds, offsets, data_offsets, schedule,
         start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
         owner, t, par, norms, lowest, support, anchor, data,
@@ -483,8 +479,8 @@ def build(sources):  # type: ignore[no-untyped-def]
         n_runs = start.shape[0]
         direction = g if method == c.GD else d
         while lanes < t.size and queue < n_runs:
-            fill(lanes, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner,
-                 t, par, norms, lowest, support, anchor, data, x, state, peak, acc)  # fmt: skip
+            fill(lanes, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared,
+                 owner, t, par, norms, lowest, support, anchor, data, x, state, peak, acc)  # fmt: skip
             lanes += 1
             queue += 1
         while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
@@ -565,12 +561,15 @@ def build(sources):  # type: ignore[no-untyped-def]
             for w in range(lanes):
                 t[w] += 1
             if ended > 0:
-                for w in range(lanes - 1, -1, -1):  # from the last, so that the lane moved in is an active one
+                for w in range(
+                    lanes - 1, -1, -1
+                ):  # from the last, so that the lane moved in is an active one
                     if owner[w] >= 0:
                         continue
                     if queue < n_runs:
                         fill(w, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of,
-                             shared, owner, t, par, norms, lowest, support, anchor, data, x, state, peak, acc)  # fmt: skip
+                             shared, owner, t, par, norms, lowest, support, anchor, data, x, state, peak,
+                             acc)  # fmt: skip
                         queue += 1
                     else:
                         lanes -= 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 
@@ -17,7 +18,7 @@ TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
 
 
 @inline
-def term(kind, a, b):  # type: ignore[no-untyped-def]
+def term(kind, a, b):
     """Return one term of a sum over coordinates."""
     if kind == TERM_ABSOLUTE:
         return abs(a)
@@ -27,7 +28,7 @@ def term(kind, a, b):  # type: ignore[no-untyped-def]
 
 
 @inline
-def block_sum(kind, a, b, low, high):  # type: ignore[no-untyped-def]
+def block_sum(kind, a, b, low, high):
     """Sum the terms of coordinates low..high-1: chunks in order, eight stripes a chunk."""
     total = 0.0
     begin = low
@@ -66,7 +67,7 @@ def block_sum(kind, a, b, low, high):  # type: ignore[no-untyped-def]
 
 
 @inline
-def total_sum(kind, offsets, a, b):  # type: ignore[no-untyped-def]
+def total_sum(kind, offsets, a, b):
     """Sum over all coordinates: the block sums in order."""
     total = 0.0
     for block in range(offsets.size - 1):
@@ -75,13 +76,13 @@ def total_sum(kind, offsets, a, b):  # type: ignore[no-untyped-def]
 
 
 @outlined
-def called_sum(kind, offsets, a, b):  # type: ignore[no-untyped-def]
+def called_sum(kind, offsets, a, b):
     """Call ``total_sum``."""
     return total_sum(kind, offsets, a, b)
 
 
 @inline
-def weighted_squares(offsets, norms, a):  # type: ignore[no-untyped-def]
+def weighted_squares(offsets, norms, a):
     """Return ``(sum_b ||a_b||^2 ||H_b||, ||a||^2)``."""
     weighted = 0.0
     square = 0.0
@@ -93,7 +94,7 @@ def weighted_squares(offsets, norms, a):  # type: ignore[no-untyped-def]
 
 
 @outlined
-def reflect(y, u, start, low, size):  # type: ignore[no-untyped-def]
+def reflect(y, u, start, low, size):
     """Apply ``I - 2 u u^T`` in place to the block at ``low``; ``u`` begins at ``start`` of the data."""
     factor = 2.0 * block_sum(TERM_PRODUCT, u[start : start + size], y[low : low + size], 0, size)
     for i in range(size):
@@ -101,7 +102,7 @@ def reflect(y, u, start, low, size):  # type: ignore[no-untyped-def]
 
 
 @inline
-def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):  # type: ignore[no-untyped-def]
+def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
     """Write H x into ``out``."""
     for block in range(kinds.size):
         low = offsets[block]
@@ -142,13 +143,13 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):  # 
 
 
 @outlined
-def called_product(kinds, offsets, data_offsets, reflectors, data, x, out):  # type: ignore[no-untyped-def]
+def called_product(kinds, offsets, data_offsets, reflectors, data, x, out):
     """Call ``hessian_product``."""
     hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out)
 
 
 @inline
-def write_direction(method, t, grad_square, params, acc, minimizer, x, g, d, state):  # type: ignore[no-untyped-def]
+def write_direction(method, t, grad_square, params, acc, minimizer, x, g, d, state):
     """Write the direction of a built-in method into ``d`` (plain GD uses ``g`` itself)."""
     size = g.size
     beta1 = params[c.P_BETA1]
@@ -199,7 +200,7 @@ def write_direction(method, t, grad_square, params, acc, minimizer, x, g, d, sta
 
 
 @outlined
-def write_denominator(method, offsets, norms, lowest, params, acc, state, d, work, q):  # type: ignore[no-untyped-def]
+def write_denominator(method, offsets, norms, lowest, params, acc, state, d, work, q):
     """Statistics of the denominator ``D = sqrt(vhat) + epsilon`` of Adam (``D = 1`` elsewhere)."""
     size = d.size
     if method == c.ADAM or method == c.FROZEN_ADAM:
@@ -230,7 +231,7 @@ def write_denominator(method, offsets, norms, lowest, params, acc, state, d, wor
 
 
 @inline
-def measured(stop, q):  # type: ignore[no-untyped-def]
+def measured(stop, q):
     """Return the quantity that the stopping test compares with its tolerance."""
     if stop == c.STOP_L1:
         return q[c.Q_L1]
@@ -242,7 +243,7 @@ def measured(stop, q):  # type: ignore[no-untyped-def]
 
 
 @inline
-def accumulate_transition(want, t, params, acc, q):  # type: ignore[no-untyped-def]
+def accumulate_transition(want, t, params, acc, q):
     """Accumulators that include the last iterate: idempotent, so that a resumed run may repeat them."""
     if want & c.WANT_GAP:
         gap = q[c.Q_GAP]
@@ -258,7 +259,7 @@ def accumulate_transition(want, t, params, acc, q):  # type: ignore[no-untyped-d
 
 
 @inline
-def accumulate_step(want, acc, q):  # type: ignore[no-untyped-def]
+def accumulate_step(want, acc, q):
     """Accumulators over the iterations at which an update is made."""
     if want & c.WANT_GAP:
         acc[c.A_PREVIOUS_GAP] = q[c.Q_GAP]
@@ -292,7 +293,7 @@ def accumulate_step(want, acc, q):  # type: ignore[no-untyped-def]
 
 
 @inline
-def gradient_statistics(want, offsets, norms, support, x, g, q):  # type: ignore[no-untyped-def]
+def gradient_statistics(want, offsets, norms, support, x, g, q):
     """Fill the quantities that need x and g only."""
     if want & c.WANT_GAP:
         q[c.Q_GAP] = 0.5 * called_sum(TERM_PRODUCT, offsets, x, g)
@@ -319,7 +320,7 @@ def gradient_statistics(want, offsets, norms, support, x, g, q):  # type: ignore
 
 
 @inline
-def direction_statistics(method, want, offsets, norms, g, d, q):  # type: ignore[no-untyped-def]
+def direction_statistics(method, want, offsets, norms, g, d, q):
     """Fill the quantities that need d (all but d^T H d)."""
     if want & c.WANT_DIRECTION:
         if method == c.GD:  # d is g: the same sums, already there
@@ -344,10 +345,10 @@ def direction_statistics(method, want, offsets, norms, g, d, q):  # type: ignore
         q[c.Q_SOFT] = soft / g.size
 
 
-def build(sources):  # type: ignore[no-untyped-def]
+def build(sources):
     """Return ``run_single`` with the stamp of the kernel sources as a closure variable."""
 
-    def run_single(  # type: ignore[no-untyped-def]
+    def run_single(
         code, clock, kinds, offsets, data_offsets, reflectors, norms, lowest, data, support, minimizer,
         params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, user,
     ):  # fmt: skip

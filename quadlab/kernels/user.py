@@ -45,7 +45,9 @@ def _elementwise_source(states: int, parameters: int) -> str:
         fields["targets_" + path] = targets.format(d=f"d[{at}]")
         fields["states_" + path] = "".join(f", state[{k}, {at}]" for k in range(states))
         fields["hyper_" + path] = "".join(f", params[{k}{column}]" for k in range(parameters))
-        fields["flush_" + path] = "; ".join(f"state[{k}, {at}] = flush(s{k})" for k in range(states)) or "pass"
+        fields["flush_" + path] = (
+            "; ".join(f"state[{k}, {at}] = flush(s{k})" for k in range(states)) or "pass"
+        )
     return _ELEMENTWISE.format(**fields)
 
 
@@ -71,7 +73,10 @@ def compile_rule(
     from numba.core.errors import NumbaError
 
     source = (_elementwise_source if is_elementwise else _arraywise_source)(states, parameters)
-    namespace: dict[str, Any] = {"rule": rule if hasattr(rule, "py_func") else numba.njit(rule), "flush": flush}
+    namespace: dict[str, Any] = {
+        "rule": rule if hasattr(rule, "py_func") else numba.njit(rule),
+        "flush": flush,
+    }
     exec(source, namespace)
     try:
         single = compile_function(namespace["single"], USER_SINGLE, cache=False)
