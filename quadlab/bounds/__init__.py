@@ -1,0 +1,47 @@
+r"""Bounds: what theory says about a run, each a function of its setting, all in one register.
+
+One function a theorem, grouped by method: :mod:`~quadlab.bounds.lemma` (any method with the lemma's step),
+:mod:`~quadlab.bounds.gd`, :mod:`~quadlab.bounds.signsgd`, :mod:`~quadlab.bounds.adam`. The register, with the
+conversion between stopping tests, is :mod:`~quadlab.bounds.registry`; the rounding rules and the verdict are
+:mod:`~quadlab.bounds.verdict`. A bound of one's own is registered by the same decorator, :func:`bound`, and
+is then evaluated by :func:`quadlab.compare.compare` like the others.
+"""
+
+from __future__ import annotations
+
+from quadlab.bounds import adam, gd, lemma, signsgd
+from quadlab.bounds.registry import (
+    Assumption,
+    Bound,
+    BoundTable,
+    Evaluation,
+    MissingStatisticError,
+    Setting,
+    assume,
+    bound,
+    bounds,
+    evaluate,
+    requirements,
+    temporary_bounds,
+    unregister,
+)
+
+__all__ = [
+    "Assumption",
+    "Bound",
+    "BoundTable",
+    "Evaluation",
+    "MissingStatisticError",
+    "Setting",
+    "adam",
+    "assume",
+    "bound",
+    "bounds",
+    "evaluate",
+    "gd",
+    "lemma",
+    "requirements",
+    "signsgd",
+    "temporary_bounds",
+    "unregister",
+]

@@ -1,0 +1,315 @@
+r"""Measured counts beside the bounds: what every registered bound says about every run.
+
+The ratio measured / bound says how tight a bound is: 1 for a count that meets it, 10^-3 for one a thousand
+times loose. Different bounds win in different regimes (1 / eps^2, 1 / eps, ln(1 / eps)), so what theory says
+about a run is the
+*smallest* of the upper bounds that apply, and each run names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from html import escape
+from typing import Any
+
+from quadlab.bounds import registry
+from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, aligned, finite, html_table
+from quadlab.problem import BlockQuadratic
+from quadlab.run import Run
+from quadlab.solve import solve
+from quadlab.stopping import Gap, Stop, default_stop
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """A run, and what every bound says about it.
+
+    Attributes
+    ----------
+    run : Run
+        The run.
+    evaluations : tuple of Evaluation
+        One a bound, in the order of the register.
+    """
+
+    run: Run
+    evaluations: tuple[Evaluation, ...]
+
+    @cached_property
+    def best(self) -> Evaluation | None:
+        """The smallest upper bound on the count that applies; None if there is none."""
+        candidates = [
+            e
+            for e in self.evaluations
+            if e.bound.kind == "upper" and e.bound.quantity == ITERATIONS and finite(e.value) is not None
+        ]
+        return min(candidates, key=lambda e: e.value or 0.0, default=None)
+
+    @property
+    def best_bound(self) -> str | None:
+        """The name of the smallest upper bound that applies."""
+        return self.best.name if self.best is not None else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured count over the smallest upper bound."""
+        return self.best.ratio if self.best is not None else None
+
+    @property
+    def violated(self) -> tuple[Evaluation, ...]:
+        """The bounds that do not hold."""
+        return tuple(e for e in self.evaluations if e.holds is False)
+
+    def __getitem__(self, name: str) -> Evaluation:
+        """Return what the bound of that name says."""
+        for evaluation in self.evaluations:
+            if evaluation.name == name:
+                return evaluation
+        raise KeyError(f"no bound {name!r} was evaluated")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison for JSON; neither NaN nor Infinity occurs."""
+        rate = self.run.method.learning_rate
+        return {
+            "method": method_label(self.run.method),
+            "learning_rate": rate if isinstance(rate, (int, float)) else str(rate),
+            "status": self.run.status.value,
+            "iterations": self.run.iterations,
+            "best_bound": self.best_bound,
+            "ratio": finite(self.ratio),
+            "bounds": [e.to_dict() for e in self.evaluations],
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.run.method}: {self._summary()}"
+        applying = [e for e in self.evaluations if e.applies]
+        rows = [_HEAD, *(_row(e) for e in applying)]
+        parts = [head, aligned(rows, right=(2, 3, 4), indent="  ")] if applying else [head]
+        failing = [
+            (e.name, "; ".join(e.reasons)) for e in self.evaluations if not e.applies and not e.foreign
+        ]
+        if failing:
+            parts += ["  does not apply:", aligned(failing, indent="    ")]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        rows = [(*_row(e), "") for e in self.evaluations if e.applies]
+        rows += [
+            (e.name, e.bound.kind, "", "", "", "", "; ".join(e.reasons))
+            for e in self.evaluations
+            if not e.applies and not e.foreign
+        ]
+        caption = f"<p><b>{escape(str(self.run.method))}</b>: {escape(self._summary())}</p>"
+        return caption + html_table((*_HEAD, "does not apply because"), rows)
+
+    def _summary(self) -> str:
+        run = self.run
+        text = f"{run.status.value} at {run.iterations:,} iterations"
+        if self.best is not None:
+            text += f"; smallest upper bound {_number(self.best.value)} ({self.best.name})"
+            if self.ratio is not None:
+                text += f", measured / bound {_number(self.ratio)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of several methods on one problem, beside the bounds; made by :func:`compare`.
+
+    Attributes
+    ----------
+    problem : BlockQuadratic
+        The problem.
+    runs : tuple of RunComparison
+        One a method, in order.
+    seed : int or None
+        The seed of the problem, where the caller knows it.
+    """
+
+    problem: BlockQuadratic
+    runs: tuple[RunComparison, ...]
+    seed: int | None = None
+
+    @property
+    def violated(self) -> tuple[Evaluation, ...]:
+        """The bounds that do not hold, over all runs; empty if all is well."""
+        return tuple(e for entry in self.runs for e in entry.violated)
+
+    def with_seed(self, seed: int | None) -> Comparison:
+        """Return this comparison with the seed that made its problem."""
+        return replace(self, seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison for JSON; neither NaN nor Infinity occurs.
+
+        Returns
+        -------
+        dict
+            "case" (the problem's name or None), "seed", "stop" (one, or one a run where they differ), "runs".
+        """
+        stops = [stop_dict(entry.run.stop) for entry in self.runs]
+        same = all(stop == stops[0] for stop in stops)
+        return {
+            "case": self.problem.name or None,
+            "seed": self.seed,
+            "stop": (stops[0] if stops else None) if same else stops,
+            "runs": [entry.to_dict() for entry in self.runs],
+        }
+
+    def __str__(self) -> str:
+        stops = list(dict.fromkeys(str(entry.run.stop) for entry in self.runs))
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        size = f"P = {self.problem.size:,}, B = {self.problem.n_blocks:,}"
+        lines = [f"{self.problem.name or 'problem'}: {size}{seed}; stop: {' / '.join(stops)}"]
+        lines += [str(entry) for entry in self.runs]
+        if self.violated:
+            lines.append(f"VIOLATED: {', '.join(e.name for e in self.violated)}")
+        return "\n\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return "".join(entry._repr_html_() for entry in self.runs)
+
+
+def compare(
+    problem: BlockQuadratic,
+    methods: Any,
+    stop: Stop | Sequence[Stop] | None = None,
+    *,
+    max_iterations: int = 10**6,
+    bounds: Iterable[str | Bound] | None = None,
+) -> Comparison:
+    r"""Run methods on a problem and hold every bound against what was measured.
+
+    Each run records the statistics that the bounds for its method need.
+
+    Parameters
+    ----------
+    problem : BlockQuadratic
+        The problem.
+    methods : method or sequence of methods
+        What is run, in order.
+    stop : GradientNorm, Gap, or a sequence of them, optional
+        One stopping test for all, or one a method. By default ||g||_1 <= P eps with eps = 1e-3 mean_i
+        |g_0,i|.
+    max_iterations : int
+        Updates after which a run is cut short, >= 0.
+    bounds : sequence of str or Bound, optional
+        The bounds to look at; all registered ones by default.
+
+    Returns
+    -------
+    Comparison
+        Print it, or take ``.to_dict()``.
+
+    Raises
+    ------
+    ValueError
+        If the stops are not one a method, a bound's name is unknown, or a method does not fit the problem.
+
+    Examples
+    --------
+    >>> from quadlab.cases import case
+    >>> from quadlab.methods import SignSGD
+    >>> entry = compare(case("het", seed=0), SignSGD("lambda_p")).runs[0]
+    >>> entry["signsgd.parameter_weighted"].holds, entry.best_bound
+    (True, 'signsgd.linear')
+    """
+    runs = list(methods) if isinstance(methods, Iterable) else [methods]
+    if stop is None:
+        stop = default_stop(problem)
+    stops = list(stop) if isinstance(stop, Iterable) else [stop] * len(runs)
+    if len(stops) != len(runs):
+        raise ValueError(
+            f"stop must be one for all or one a method: received {len(stops)} for {len(runs)} methods"
+        )
+    chosen = registry.select(bounds)
+    entries = []
+    for method, test in zip(runs, stops, strict=True):
+        wanted = registry.requirements(problem, method, test, chosen)
+        run = solve(problem, method, test, max_iterations=max_iterations, **wanted)
+        entries.append(compare_run(run, chosen))
+    return Comparison(problem, tuple(entries))
+
+
+def compare_run(run: Run, bounds: Iterable[str | Bound] | None = None) -> RunComparison:
+    """Hold every bound against a run that has been made.
+
+    Parameters
+    ----------
+    run : Run
+        A run; the statistics it recorded decide which bounds on the trajectory apply
+        (:func:`quadlab.bounds.requirements` gives the arguments of ``solve`` that record them all).
+    bounds : sequence of str or Bound, optional
+        The bounds to look at; all registered ones by default.
+
+    Returns
+    -------
+    RunComparison
+        What each bound says.
+    """
+    return RunComparison(run, registry.evaluate(run, bounds))
+
+
+def method_label(method: Any) -> str:
+    """Return a method's name with the hyperparameters that are not at their default.
+
+    Parameters
+    ----------
+    method : Method
+        Of :mod:`quadlab.methods`.
+
+    Examples
+    --------
+    >>> from quadlab.methods import Adam
+    >>> method_label(Adam(0.1, beta2=0.99))
+    'adam(beta2=0.99)'
+    """
+    changed = [
+        f"{item.name}={getattr(method, item.name)!r}"
+        for item in fields(method)
+        if item.name not in ("learning_rate", "rule") and getattr(method, item.name) != item.default
+    ]
+    return method.name + (f"({', '.join(changed)})" if changed else "")
+
+
+def stop_dict(stop: Stop) -> dict[str, Any]:
+    """Return a stopping test for JSON.
+
+    Parameters
+    ----------
+    stop : GradientNorm or Gap
+        The test.
+
+    Examples
+    --------
+    >>> stop_dict(Gap(1e-8, relative=True))
+    {'test': 'gap', 'delta': 1e-08, 'relative': True}
+    """
+    key = "delta" if isinstance(stop, Gap) else "eps"
+    return {"test": registry.TEST_OF[stop.quantity], key: getattr(stop, key), "relative": stop.relative}
+
+
+_HEAD = ("bound", "kind", "value", "measured", "ratio", "holds")
+_VERDICTS = {True: "yes", False: "NO", None: "inconclusive"}
+
+
+def _row(e: Evaluation) -> tuple[str, ...]:
+    quantity = "" if e.bound.quantity == ITERATIONS else f" of {e.bound.quantity}"
+    return (
+        e.name,
+        e.bound.kind + quantity,
+        _number(e.value),
+        _number(e.measured),
+        _number(e.ratio),
+        _VERDICTS[e.holds],
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value == round(value, 0) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
