@@ -9,17 +9,20 @@ All have kappa = 5000 (eigenvalues from 1 to 5000), start at :math:`w_0 \sim N(0
 Adam.
 
 **transformer, cnn** (cases 1 and 2 of zhang2024 in spirit; the spectra are ours, not their measured ones):
-288 parameters in nine blocks of unequal sizes, Haar-rotated, small enough for tens of thousands of iterations
-in a second or so. As in het and hom both have *the same* eigenvalues and the same block sizes, and differ in
-nothing but the arrangement, so that every difference between them is due to it (GD's rate is the same in
-both).
+288 parameters in nine blocks of unequal sizes, Haar-rotated; few enough that the tens of thousands of
+iterations that kappa = 5000 asks of GD take a second or so. As in het and hom, both have *the same*
+eigenvalues and block sizes and differ in the arrangement alone, so that every difference between them is due
+to it; GD's rate is the same in both.
 
-- transformer: each kind of tensor has curvature of its own scale, with norms over more than three decades,
-  lowest in the query and key matrices, then the embedding, the MLP, value and output projections, and the
-  normalisation gains on top. Within a block the spectrum is log-uniform and short (a factor of 2 to 8), as is
-  what is left when the bulk near zero is cut off.
-- cnn: the same eigenvalues dealt evenly: each block, whatever its size, holds a sample over the whole range,
-  so that block spectra are alike, as those of convolution layers are.
+- transformer: each tensor has curvature of its own scale. Block norms spread over three decades, from query
+  and key over the embedding, MLP, output and value matrices to the small normalisation blocks at 5000; within
+  a block the spectrum is log-uniform over a factor of 2 to 8. At :math:`w_0 \sim N(0, I)` the gradient norms
+  :math:`\approx \|H_b\|_F` spread alike, so gradient and Hessian heterogeneity go together.
+- cnn: the same eigenvalues dealt evenly: every block, whatever its size, holds a sample of the whole range
+  (condition 2400 to 3500), so that block spectra are alike, as zhang2024 finds those of convolutions.
+
+The condition number that frozen Adam sees (GD: 5000 in both) has a median of about 1,500 in transformer and
+200,000 in cnn.
 
 References
 ----------
@@ -70,9 +73,9 @@ def _transformer() -> list[np.ndarray]:
 
 
 def _cnn() -> list[np.ndarray]:
-    """Deal the transformer's eigenvalues: entry k of a block of n is near their quantile (k + 1/2)/n."""
+    """Deal the transformer's eigenvalues: entry k = 0..n-1 of a block of n is near their quantile k/(n-1)."""
     blocks = _transformer()
-    quantile = np.concatenate([(np.arange(block.size) + 0.5) / block.size for block in blocks])
+    quantile = np.concatenate([np.linspace(0, 1, block.size) for block in blocks])
     dealt = np.empty(quantile.size)
     dealt[np.argsort(quantile, kind="stable")] = np.sort(np.concatenate(blocks))
     return np.split(dealt, np.cumsum([block.size for block in blocks])[:-1])
