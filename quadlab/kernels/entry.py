@@ -14,7 +14,6 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -95,6 +94,8 @@ def lanes() -> Any:
     return compile_function(lanes_module.build(stamp()), signature)
 
 
-def kernels() -> SimpleNamespace:
-    """Return both entry points (compiles everything)."""
-    return SimpleNamespace(single=single(), lanes=lanes())
+def compile_all() -> None:
+    """Compile whatever the cache does not hold."""
+    placeholders()
+    single()
+    lanes()

@@ -1,0 +1,270 @@
+"""The command line: ``quadlab cases | bounds | compare | figures | warmup``, each with ``--json``.
+
+Exit status: 0; 1 if a bound is violated; 2 with one line on stderr for bad input. Everything but argparse is
+imported by the command that needs it, so that ``quadlab --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from quadlab.methods import Method
+    from quadlab.problem import BlockQuadratic
+    from quadlab.stopping import Stop
+
+DEFAULT_METHODS = "gd:lambda_g,signsgd:lambda_p,adam:0.01"
+STOPS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = _Parser(prog="quadlab", description="Optimizers on block-diagonal quadratics, beside their bounds.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("cases", _cases, "List the named problems.")
+    command("bounds", _bounds, "List the registered bounds.")
+    command("warmup", _warmup, "Compile the kernels into the cache.")
+    sub = command("compare", _compare, "Run methods on a problem and hold every bound against the counts.")
+    sub.add_argument("problem", metavar="CASE|FILE", help="a named problem, or a file saved by problem.save")
+    sub.add_argument(
+        "--methods",
+        default=DEFAULT_METHODS,
+        help="comma-separated NAME:LEARNING_RATE[:OPTION=VALUE...], names gd, signsgd, normalized_gd, adam, "
+        f"adamw, rmsprop, frozen_adam; default {DEFAULT_METHODS}",
+    )
+    sub.add_argument("--stop", choices=[*STOPS, "gap"], default="l1", help="stopping test; default l1")
+    sub.add_argument("--eps", type=float, help="eps of the test (gap: delta); default 1e-3 mean |g_0,i|")
+    sub.add_argument(
+        "--relative",
+        action="store_true",
+        help="eps is a fraction of the start's own value; gap: default 1e-6",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="seed of a named problem; default 0")
+    sub.add_argument("--draws", type=int, default=1, help="seeds SEED, SEED+1, ...; default 1")
+    sub.add_argument("--max-iterations", type=int, default=10**6, help="cap of a run; default 1000000")
+    sub = command("figures", _figures, "Draw the figures: PNG, PDF and the data as JSON.")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="figures to draw; default all")
+    sub.add_argument("--out", type=Path, default=Path("figures"), help="folder; default figures")
+    sub.add_argument("--quick", action="store_true", help="small samples, to look")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"quadlab {options.command}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"quadlab {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False, indent=2))
+
+
+def _cases(options: argparse.Namespace) -> int:
+    from quadlab.cases import CASES
+
+    if options.json:
+        _print_json([{"name": name, "description": text} for name, text in CASES.items()])
+    else:
+        width = max(map(len, CASES))
+        for name, text in CASES.items():
+            print(f"{name:<{width}}  {text}")
+    return 0
+
+
+def _bounds(options: argparse.Namespace) -> int:
+    from quadlab.bounds import bounds
+
+    table = bounds()
+    if options.json:
+        _print_json([entry.to_dict() for entry in table])
+    else:
+        print(table)
+    return 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from time import perf_counter
+
+    from quadlab.kernels import entry
+
+    begin = perf_counter()
+    entry.compile_all()
+    seconds = perf_counter() - begin
+    if options.json:
+        _print_json({"seconds": seconds})
+    else:
+        print(f"kernels ready after {seconds:.1f} s")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from quadlab.compare import compare
+
+    methods = [method(text) for text in options.methods.split(",")]
+    if options.draws < 1:
+        raise ValueError(f"--draws must be >= 1, received {options.draws}")
+    problems, seeds = _problems(options)
+    comparisons = []
+    for problem, seed in zip(problems, seeds, strict=True):
+        stop = _stop(options, problem)
+        result = compare(problem, methods, stop, max_iterations=options.max_iterations)
+        comparisons.append(result.with_seed(seed))
+    if len(comparisons) == 1:
+        if options.json:
+            _print_json(comparisons[0].to_dict())
+        else:
+            print(comparisons[0])
+    else:
+        summary = [_summary([c.runs[k] for c in comparisons]) for k in range(len(methods))]
+        if options.json:
+            tables = [c.to_dict() for c in comparisons]
+            runs = [{"seed": t["seed"], **run} for t in tables for run in t["runs"]]
+            head = {key: tables[0][key] for key in ("case", "seed", "stop")}
+            _print_json({**head, "draws": options.draws, "runs": runs, "summary": summary})
+        else:
+            print(f"{options.problem}: {options.draws} draws from seed {options.seed}, stop {options.stop}")
+            print(_summary_table(summary))
+    return 1 if any(c.violated for c in comparisons) else 0
+
+
+def _problems(options: argparse.Namespace) -> tuple[list[BlockQuadratic], list[int | None]]:
+    from quadlab.cases import CASES, case
+    from quadlab.problem import load
+
+    if options.problem in CASES:
+        seeds = list(range(options.seed, options.seed + options.draws))
+        return [case(options.problem, seed=seed) for seed in seeds], list(seeds)
+    path = Path(options.problem)
+    if not path.exists():
+        raise ValueError(f"no case and no file of that name: {options.problem}; cases: {', '.join(CASES)}")
+    if options.draws != 1:
+        raise ValueError(f"--draws needs a named case, received the file {options.problem}")
+    return [load(path)], [None]
+
+
+def _stop(options: argparse.Namespace, problem: BlockQuadratic) -> Stop:
+    from quadlab.stopping import Gap, GradientNorm, default_stop
+
+    eps = options.eps
+    if options.stop == "gap":
+        return Gap(1e-6, relative=True) if eps is None else Gap(eps, relative=options.relative)
+    if eps is None:
+        eps = 1e-3 if options.relative else default_stop(problem).eps
+    return GradientNorm(eps, ord=STOPS[options.stop], relative=options.relative)
+
+
+def method(text: str) -> Method:
+    """Return the method that ``NAME:LEARNING_RATE[:OPTION=VALUE...]`` names.
+
+    Examples
+    --------
+    >>> print(method("adam:0.01:beta2=0.99"))
+    Adam(0.01, beta2=0.99)
+    """
+    from quadlab import methods as m
+
+    makers: dict[str, Callable[..., Method]] = {
+        "gd": m.GD,
+        "signsgd": m.SignSGD,
+        "normalized_gd": m.NormalizedGD,
+        "adam": m.Adam,
+        "adamw": m.AdamW,
+        "rmsprop": m.RMSProp,
+        "frozen_adam": m.FrozenAdam,
+    }
+    name, *rest = text.strip().split(":")
+    if name not in makers:
+        raise ValueError(f"method must be one of {', '.join(makers)}, received {name!r}")
+    if not rest:
+        raise ValueError(f"a method is NAME:LEARNING_RATE, received {text!r}")
+    options = {}
+    for item in rest[1:]:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ValueError(f"an option of a method is NAME=VALUE, received {item!r}")
+        options[key.strip()] = _value(value.strip())
+    try:
+        return makers[name](_value(rest[0]), **options)
+    except TypeError as error:
+        raise ValueError(f"{text!r}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def _value(text: str) -> float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _summary(entries: list[Any]) -> dict[str, Any]:
+    """Return one row of the summary over draws; the median counts a censored run as larger than any."""
+    from statistics import median
+
+    counts = [e.run.iterations if e.run.converged else float("inf") for e in entries]
+    ratios = [e.ratio for e in entries if e.ratio is not None]
+    middle = median(counts)
+    return {
+        "method": str(entries[0].run.method),
+        "draws": len(entries),
+        "converged": sum(e.run.converged for e in entries),
+        "median_iterations": None if middle == float("inf") else middle,
+        "median_ratio": median(ratios) if ratios else None,
+        "violations": sum(len(e.violated) for e in entries),
+    }
+
+
+def _summary_table(rows: list[dict[str, Any]]) -> str:
+    def shown(value: Any) -> str:
+        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    table = [list(rows[0]), *([shown(v) for v in row.values()] for row in rows)]
+    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in table)
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from quadlab import figures
+
+    unknown = [name for name in options.names if name not in figures.names()]
+    if unknown:
+        raise ValueError(f"figure must be one of {', '.join(figures.names())}, received {unknown[0]!r}")
+    done = figures.render(options.names or None, options.out, options.quick, not options.json)
+    if options.json:
+        _print_json(done)
+    else:
+        for item in done:
+            print(f"{item['name']}: {', '.join(map(str, item['files']))} ({item['seconds']:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
