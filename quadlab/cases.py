@@ -22,7 +22,7 @@ to it; GD's rate is the same in both.
   (condition 2400 to 3500), so that block spectra are alike, as zhang2024 finds those of convolutions.
 
 The condition number that frozen Adam sees (GD: 5000 in both) has a median of about 1,500 in transformer and
-200,000 in cnn.
+180,000 in cnn.
 
 References
 ----------
