@@ -23,6 +23,8 @@ from quadlab.methods import FrozenAdam as FrozenAdam
 from quadlab.methods import NormalizedGD as NormalizedGD
 from quadlab.methods import RMSProp as RMSProp
 from quadlab.methods import SignSGD as SignSGD
+from quadlab.methods import arraywise as arraywise
+from quadlab.methods import elementwise as elementwise
 from quadlab.problem import BlockQuadratic as BlockQuadratic
 from quadlab.problem import load as load
 from quadlab.run import Run as Run
@@ -38,6 +40,7 @@ from quadlab.spectra import MarchenkoPastur as MarchenkoPastur
 from quadlab.spectra import PowerLaw as PowerLaw
 from quadlab.spectra import Spectrum as Spectrum
 from quadlab.spectra import TwoPoint as TwoPoint
+from quadlab.steps import Schedule as Schedule
 from quadlab.stopping import Gap as Gap
 from quadlab.stopping import GradientNorm as GradientNorm
 from quadlab.stopping import default_stop as default_stop
