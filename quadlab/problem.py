@@ -480,7 +480,8 @@ class BlockQuadratic(Content):
         sizes : int or None, per block
             P_b >= 1 of the blocks given by a law.
         basis : "axis", "haar", Rotation, Householder or an orthogonal matrix, per block
-            The eigenbasis, see `quadlab.bases`; eigenvalue k belongs to column k.
+            The eigenbasis, see `quadlab.bases`; eigenvalue k belongs to column k. (A nested list is read as
+            one entry a block: a matrix for all blocks must be an array.)
         top : float > 0 or None, per block
             Multiplies the spectrum so that this is its largest eigenvalue.
         storage : None, "dense", "diagonal" or "householder", per block
@@ -621,7 +622,8 @@ class BlockQuadratic(Content):
         if start is not None:
             if by_gradient:
                 raise ValueError(
-                    f"start and gradients exclude each other: received gradient_norms {shown(gradient_norms)}"
+                    "start and gradients exclude each other: received a start, "
+                    f"gradient_norms {shown(gradient_norms)} and direction {shown(direction)}"
                 )
             w_0 = _vector(start, "start", sizes)
         else:
@@ -1038,7 +1040,7 @@ def _displacements(blocks: list[Block], gradient_norms: Any, direction: Any, str
     norms = _each(gradient_norms, len(blocks), "gradient_norms")
     directions = _each(direction, len(blocks), "direction")
     x = np.empty(sum(sizes))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # seen below
         for b, part in enumerate(_parts(x, sizes)):
             try:
                 gradient = _gradient(blocks[b], directions[b], norms[b], streams, b)
@@ -1143,7 +1145,7 @@ def _owner(coordinate: int, sizes: list[int]) -> int:
 def _noise(noise: Any, sizes: list[int]) -> FloatArray:
     """Return sigma, one entry a coordinate; where all are equal, as a zero-strided view of one number."""
     size = sum(sizes)
-    if noise is None or np.ndim(noise) == 0:
+    if not _is_list(noise):
         return _constant(0.0 if noise is None else real_number(noise, "noise"), size)
     array = real_array(noise, "noise")
     if array.shape not in ((size,), (len(sizes),)):

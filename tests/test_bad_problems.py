@@ -178,10 +178,14 @@ BAD = {
         spectra([[1], [1e-310]], gradient_norms=1),
         r"block 1: the gradient over the smallest positive eigenvalue 1e-310 overflows",
     ),
+    "gradient over a tiny rotated eigenvalue": (
+        spectra([[1], [1e-310, 1e-310, 1e-310]], basis="haar", gradient_norms=1),
+        r"block 1: the gradient over the smallest positive eigenvalue 1e-310 overflows",
+    ),
     # start, minimiser, noise, seed, name
     "start and gradients": (
         spectra(start=np.ones(5), gradient_norms=[1, 2]),
-        r"start and gradients exclude each other: received gradient_norms \[1, 2\]",
+        r"start and gradients exclude each other: .* gradient_norms \[1, 2\] and direction 'isotropic'",
     ),
     "start of another length": (
         spectra(start=[1, 2]),
@@ -199,6 +203,7 @@ BAD = {
     "negative noise of a block": (spectra(noise=[1, -2]), r"block 1: noise -2\.0 at position 1"),
     "nan noise of a coordinate": (spectra(noise=[1, 1, 1, NAN, 1]), r"block 1: noise nan at position 3"),
     "noise of another length": (spectra(noise=[1, 2, 3]), r"noise must be a number, 2 .* or 5 .*\(3,\)"),
+    "ragged noise": (spectra(noise=[[1], [1, 2]]), r"noise must be .* received \[\[1\], \[1, 2\]\]"),
     "string noise": (spectra(noise="low"), r"noise must be a finite number >= 0, received 'low'"),
     "negative seed": (spectra(seed=-1), r"seed must be an integer >= 0 or None, received -1"),
     "fractional seed": (spectra(seed=1.5), r"seed must be an integer >= 0 or None, received 1\.5"),
