@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 from numba import types
@@ -36,7 +39,23 @@ USER_SINGLE = types.void(INT, F1, F1, READ_F1, F1, F1, F2, F1, READ_I1)
 USER_LANES = types.void(INT, I1, F2, F2, F2, F2, F3, F2, READ_I1)
 
 
-@functools.cache
+_LOCK = threading.RLock()
+R = TypeVar("R")
+
+
+def once(function: Callable[..., R]) -> Callable[..., R]:
+    """Cache a function's results; a second thread waits for the first rather than compile again."""
+    cached = functools.cache(function)
+
+    @functools.wraps(function)
+    def locked(*arguments: Any) -> R:
+        with _LOCK:
+            return cached(*arguments)
+
+    return locked
+
+
+@once
 def stamp() -> str:
     """Return a hash of the kernel sources."""
     digest = hashlib.sha256()
@@ -58,7 +77,20 @@ def compile_function(function: Callable[..., Any], signature: Any, cache: bool =
             return numba.njit(signature, cache=False, **options)(function)
 
 
-@functools.cache
+@contextmanager
+def notice() -> Iterator[None]:
+    """Say on stderr why nothing happens, when compiling takes more than two seconds."""
+    text = "quadlab: compiling the kernels; this takes about a minute, once\n"
+    timer = threading.Timer(2.0, sys.stderr.write, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@once
 def placeholders() -> tuple[Any, Any]:
     """Return do-nothing pointers for runs of built-in methods."""
 
@@ -71,17 +103,18 @@ def placeholders() -> tuple[Any, Any]:
     return compile_function(nothing_single, USER_SINGLE), compile_function(nothing_lanes, USER_LANES)
 
 
-@functools.cache
+@once
 def single() -> Any:
     """Return the compiled ``run_single``."""
     signature = INT(
         I1, I1, READ_I1, READ_I1, READ_I1, READ_I1, READ_F1, F1, READ_F1, F1, READ_F1,
         F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, types.FunctionType(USER_SINGLE),
     )  # fmt: skip
-    return compile_function(single_module.build(stamp()), signature)
+    with notice():
+        return compile_function(single_module.build(stamp()), signature)
 
 
-@functools.cache
+@once
 def lanes() -> Any:
     """Return the compiled ``run_lanes``."""
     signature = INT(
@@ -91,7 +124,8 @@ def lanes() -> Any:
         F2, F2, F2, F2, F3, F2, F2, F2, F2, F1, F1, F2,
         I1, I1, F2, F2, F2, F2, F2, types.FunctionType(USER_LANES),
     )  # fmt: skip
-    return compile_function(lanes_module.build(stamp()), signature)
+    with notice():
+        return compile_function(lanes_module.build(stamp()), signature)
 
 
 def compile_all() -> None:

@@ -6,12 +6,11 @@ coordinates (and one over coordinates and lanes), with the engine's rule for tin
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from quadlab.kernels.elements import flush
-from quadlab.kernels.entry import USER_LANES, USER_SINGLE, compile_function, placeholders
+from quadlab.kernels.entry import USER_LANES, USER_SINGLE, compile_function, once, placeholders
 
 _ELEMENTWISE = """
 def single(t, g, x, anchor, d, work, state, params, offsets):
@@ -58,7 +57,7 @@ def _arraywise_source(states: int, parameters: int) -> str:
     )
 
 
-@functools.cache
+@once
 def compile_rule(
     rule: Callable[..., Any], states: int, parameters: int, is_elementwise: bool
 ) -> tuple[Any, Any | None]:
