@@ -30,7 +30,8 @@ def test_named_functions_exist() -> None:
     for module, functions in named:
         source = (ROOT / "quadlab" / "bounds" / f"{module}.py").read_text()
         for function in filter(None, functions.split(", ")):
-            assert re.search(rf"^def {function.replace('*', r'\w*')}\(", source, re.MULTILINE), function
+            pattern = function.replace("*", r"\w*")
+            assert re.search(rf"^def {pattern}\(", source, re.MULTILINE), function
 
 
 def test_figures_and_tests_exist() -> None:
