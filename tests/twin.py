@@ -6,7 +6,8 @@ coordinates adds its terms in the order that is specified, so the engine must ag
 * a block's sum goes in chunks of 4096 coordinates, a chunk in eight stripes (coordinates equal modulo 8, in
   ascending order), the stripes combined as ((0+1)+(2+3))+((4+5)+(6+7)), chunks and then blocks in order;
 * a dense product adds column after column; a Householder product reflects forth, scales, reflects back;
-* values under 1e-290 become zero wherever a state is written.
+* Adam's bias correction multiplies by the reciprocals 1/(1 - beta1^t) and 1/(1 - beta2^t);
+* values under 1e-290 become zero wherever a state is written (frozen Adam's g_0^2 is never written again).
 
 ``np.add.accumulate`` is sequential by definition; ``np.sum`` and ``np.dot`` are not, and do not occur.
 """
@@ -20,6 +21,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from quadlab.steps import Schedule
+
 TINY = 1e-290
 CHUNK = 4096
 
@@ -30,7 +33,7 @@ def flush(v: np.ndarray) -> np.ndarray:
 
 def add_rows(terms: np.ndarray) -> np.ndarray:
     """0.0 + terms[0] + terms[1] + ..., one row after the other (the zero only turns -0.0 into 0.0)."""
-    return np.add.accumulate(terms, axis=0)[-1] + 0.0
+    return (np.add.accumulate(terms, axis=0)[-1] if len(terms) > 1 else terms[0]) + 0.0
 
 
 def add_up(values) -> float:
@@ -38,6 +41,11 @@ def add_up(values) -> float:
     for value in values:
         total = total + value
     return total
+
+
+def over(numerator, denominator):
+    """A mean of nothing is 0: Lambda and the cosine of a zero vector."""
+    return np.float64(0.0) if denominator == 0.0 else np.float64(numerator) / denominator
 
 
 class Sums:
@@ -53,21 +61,23 @@ class Sums:
         rows = max(-(-(stop - start) // 8) for _, start, stop in pieces)
         self.block_of = [block for block, _, _ in pieces]
         self.n_blocks = len(offsets) - 1
-        self.index = np.full((rows, len(pieces), 8), self.size)  # the term behind the last one is 0.0
+        self.terms = np.zeros(self.size + 1)  # the term behind the last one stays 0.0
+        self.index = np.full((rows, len(pieces), 8), self.size)
         for piece, (_, start, stop) in enumerate(pieces):
             i = np.arange(stop - start)
             self.index[i // 8, piece, i % 8] = start + i
 
     def blocks(self, terms: np.ndarray) -> list[float]:
-        s = add_rows(np.append(terms, 0.0)[self.index])
-        chunks = ((s[:, 0] + s[:, 1]) + (s[:, 2] + s[:, 3])) + ((s[:, 4] + s[:, 5]) + (s[:, 6] + s[:, 7]))
+        self.terms[:-1] = terms
+        s = add_rows(self.terms[self.index]).T
+        chunks = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
         sums = [0.0] * self.n_blocks
-        for block, chunk in zip(self.block_of, chunks, strict=True):
+        for block, chunk in zip(self.block_of, chunks.tolist(), strict=True):
             sums[block] = sums[block] + chunk
         return sums
 
-    def total(self, terms: np.ndarray) -> float:
-        return add_up(self.blocks(terms))
+    def total(self, terms: np.ndarray) -> np.float64:
+        return np.float64(add_up(self.blocks(terms)))  # NumPy's, so that a division by zero is no error
 
 
 class Hessian:
@@ -156,11 +166,11 @@ class Moment:
 
     @cached_property
     def lambda_g(self):
-        return self.run.weigh(self.grad_sq_blocks) / self.grad_sq
+        return over(self.run.weigh(self.grad_sq_blocks), self.grad_sq)
 
     @cached_property
     def descent(self):
-        return np.float64(self.run.sums.total(self.g * self.d))
+        return self.run.sums.total(self.g * self.d)
 
     @cached_property
     def d_sq_blocks(self):
@@ -176,16 +186,20 @@ class Moment:
 
     @cached_property
     def curvature(self):
-        return np.float64(self.run.sums.total(self.d * self.run.hessian(self.d)))
+        return self.run.sums.total(self.d * self.run.hessian(self.d))
 
     @cached_property
     def lambda_d(self):
-        return self.curvature_bound / self.d_sq
+        return over(self.curvature_bound, self.d_sq)
 
     @cached_property
     def cos_sign(self):
         nonzero = float(np.count_nonzero(self.g))
-        return self.run.sums.total(np.sign(self.g) * self.d) / (np.sqrt(self.d_sq) * np.sqrt(nonzero))
+        return over(self.run.sums.total(np.sign(self.g) * self.d), np.sqrt(self.d_sq) * np.sqrt(nonzero))
+
+    def lemma_ratio(self, grad_sq):
+        """Where the direction is none of descent the lemma gives no bound."""
+        return math.inf if self.descent <= 0.0 else self.curvature_bound * grad_sq / self.descent**2
 
 
 # statistic -> (the value at one iteration, how the iterations t = 0..T-1 are put together)
@@ -197,14 +211,18 @@ STATISTICS = {
     "sup_lambda_d": (lambda at: at.lambda_d, "max"),
     "harmonic_lambda_d": (lambda at: at.lambda_d, "harmonic"),
     "min_descent": (lambda at: at.descent, "min"),
-    "sup_lemma_l1": (lambda at: at.curvature_bound * at.grad_l1**2 / at.descent**2, "max"),
-    "sup_lemma_l2": (lambda at: at.curvature_bound * at.grad_sq / at.descent**2, "max"),
+    "sup_lemma_l1": (lambda at: at.lemma_ratio(at.grad_l1**2), "max"),
+    "sup_lemma_l2": (lambda at: at.lemma_ratio(at.grad_sq), "max"),
     "sup_curvature": (lambda at: at.curvature, "max"),
     "sup_denominator_l1": (lambda at: at.run.sums.total(at.den), "max"),
     "sup_preconditioned": (lambda at: at.run.preconditioned_top(at.den), "max"),
     "inf_preconditioned": (lambda at: at.run.preconditioned_bottom(at.den), "min"),
     "min_cos_sign": (lambda at: at.cos_sign, "min"),
     "mean_cos_sign": (lambda at: at.cos_sign, "mean"),
+    "mean_soft": (
+        lambda at: np.count_nonzero((np.abs(at.d) >= 0.5) & (np.abs(at.d) <= 2.0)) / at.d.size,
+        "mean",
+    ),
     "sum_max_gradient": (lambda at: np.abs(at.g), "coordinates"),
 }
 RATIOS = {"min_gap_ratio": "min", "max_gap_ratio": "max"}
@@ -223,7 +241,7 @@ def combine(values: list, how: str, sums: Sums):
 
 
 class Twin:
-    def __init__(self, problem, method, stop, learning_rate, tail_start):
+    def __init__(self, problem, method, stop, learning_rate, tail_starts):
         self.problem, self.method, self.stop = problem, method, stop
         packed = problem.packed()
         self.norms = [float(norm) for norm in packed.norms]
@@ -231,7 +249,7 @@ class Twin:
         self.hessian = Hessian(problem)
         self.learning_rate = method.learning_rate if learning_rate is None else learning_rate
         self.state = {}
-        self.tail_start = tail_start
+        self.tail_gap_start, self.tail_displacement_start = tail_starts
 
     def weigh(self, block_squares) -> float:
         return add_up([square * norm for square, norm in zip(block_squares, self.norms, strict=True)])
@@ -286,12 +304,12 @@ class Twin:
         if not frozen:
             v = self.average("v", beta2, 1.0 - beta2, g * g)
         else:
-            v = state.setdefault("v", flush(g * g))
+            v = state.setdefault("v", g * g)
         p1 = state["p1"] = state.get("p1", 1.0) * beta1
         p2 = state["p2"] = state.get("p2", 1.0) * beta2
         if method.bias_correction:
-            m = m / (1.0 - p1)
-            v = v if frozen else v / (1.0 - p2)
+            m = m * (1.0 / (1.0 - p1))
+            v = v if frozen else v * (1.0 / (1.0 - p2))
         at.den = np.sqrt(v) + method.epsilon
         d = np.where((at.den == 0.0) & (m == 0.0), 0.0, m / at.den)
         if method.weight_decay:
@@ -303,8 +321,10 @@ class Twin:
     def step(self, at: Moment, t: int) -> bool:
         """Set the step; False where the direction is none of descent."""
         rule = self.learning_rate
-        if not isinstance(rule, str):
-            at.eta = rule if isinstance(rule, float | int) else float(rule[t])
+        if isinstance(rule, float | int):
+            at.eta = rule
+        elif isinstance(rule, Schedule):
+            at.eta = float(rule.function(t))
         elif rule == "m_star":
             from quadlab.curvature import curvature
 
@@ -360,7 +380,7 @@ class Twin:
                 initial, tolerance = at, self.tolerance(measured)
             else:
                 for name in RATIOS.keys() & history.keys():
-                    history[name].append(np.float64(at.gap) / before.gap)
+                    history[name].append(at.gap / before.gap)
             if measured <= tolerance:
                 status = "converged"
                 break
@@ -400,13 +420,12 @@ class Twin:
         )
 
     def tail(self, history: dict, at: Moment, t: int) -> None:
-        """Suprema over t >= tail_start; the last iterate belongs to them."""
-        if t >= self.tail_start:
-            if "tail_gap" in history:
-                history["tail_gap"].append(at.gap)
-            if "tail_displacement" in history:
-                moved = np.abs(at.x[self.problem.hessian_diagonal() > 0.0])
-                history["tail_displacement"].append(np.max(moved, initial=0.0))
+        """Suprema from some iteration on; the last iterate belongs to them."""
+        if "tail_gap" in history and t >= self.tail_gap_start:
+            history["tail_gap"].append(at.gap)
+        if "tail_displacement" in history and t >= self.tail_displacement_start:
+            moved = np.abs(at.x[self.problem.hessian_diagonal() > 0.0])
+            history["tail_displacement"].append(np.max(moved, initial=0.0))
 
     @staticmethod
     def quantities(at: Moment) -> dict[str, float]:
@@ -426,7 +445,7 @@ class Twin:
             iteration=np.array([t for t, _ in rows]),
             step=stepped("eta"),
             cos_sign=stepped("cos_sign"),
-            **{name: column(name) for name in ("gap", "grad_l2", "grad_l1", "lambda_g")},
+            **{name: column(name) for name in ("gap", "grad_l2", "grad_l1", "grad_linf", "lambda_g")},
         )
 
 
@@ -439,12 +458,14 @@ def twin_solve(
     statistics=(),
     record: int | None = None,
     learning_rate=None,
-    tail_start: int = 0,
+    tail_gap_start: float = 0,
+    tail_displacement_start: float = 0,
 ) -> SimpleNamespace:
     """Run one method as the engine should: status, iterations, x (= w - w*), trace, statistics.
 
-    ``learning_rate`` replaces the method's own: a number, a rule by name, or a sequence of steps.
+    ``learning_rate`` replaces the method's own: a number, a schedule or a rule by name.
     ``record`` keeps every so-manieth iterate, and the last one.
     """
+    twin = Twin(problem, method, stop, learning_rate, (tail_gap_start, tail_displacement_start))
     with np.errstate(all="ignore"):
-        return Twin(problem, method, stop, learning_rate, tail_start).run(max_iterations, statistics, record)
+        return twin.run(max_iterations, statistics, record)
