@@ -8,14 +8,16 @@ about a run is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from html import escape
 from typing import Any
 
-from quadlab.bounds import registry
-from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, aligned, finite, html_table
+from quadlab.bounds.evaluation import evaluate, requirements
+from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, aligned, finite, html_table, select
+from quadlab.bounds.setting import TEST_OF
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import solve
@@ -87,22 +89,27 @@ class RunComparison:
         applying = [e for e in self.evaluations if e.applies]
         rows = [_HEAD, *(_row(e) for e in applying)]
         parts = [head, aligned(rows, right=(2, 3, 4), indent="  ")] if applying else [head]
-        failing = [
-            (e.name, "; ".join(e.reasons)) for e in self.evaluations if not e.applies and not e.foreign
-        ]
+        failing = self._reasons()
         if failing:
-            parts += ["  does not apply:", aligned(failing, indent="    ")]
+            parts.append("  does not apply:")
+            parts += [f"    {', '.join(names)}: {reasons}" for reasons, names in failing.items()]
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
         rows = [(*_row(e), "") for e in self.evaluations if e.applies]
         rows += [
-            (e.name, e.bound.kind, "", "", "", "", "; ".join(e.reasons))
-            for e in self.evaluations
-            if not e.applies and not e.foreign
+            (", ".join(names), "", "", "", "", "", reasons) for reasons, names in self._reasons().items()
         ]
         caption = f"<p><b>{escape(str(self.run.method))}</b>: {escape(self._summary())}</p>"
         return caption + html_table((*_HEAD, "does not apply because"), rows)
+
+    def _reasons(self) -> dict[str, list[str]]:
+        """Return the names of the method's own bounds that do not apply, by reason."""
+        failing: dict[str, list[str]] = {}
+        for e in self.evaluations:
+            if not e.applies and not e.foreign:
+                failing.setdefault("; ".join(e.reasons), []).append(e.name)
+        return failing
 
     def _summary(self) -> str:
         run = self.run
@@ -224,10 +231,10 @@ def compare(
         raise ValueError(
             f"stop must be one for all or one a method: received {len(stops)} for {len(runs)} methods"
         )
-    chosen = registry.select(bounds)
+    chosen = select(bounds)
     entries = []
     for method, test in zip(runs, stops, strict=True):
-        wanted = registry.requirements(problem, method, test, chosen)
+        wanted = requirements(problem, method, test, chosen)
         run = solve(problem, method, test, max_iterations=max_iterations, **wanted)
         entries.append(compare_run(run, chosen))
     return Comparison(problem, tuple(entries))
@@ -249,7 +256,7 @@ def compare_run(run: Run, bounds: Iterable[str | Bound] | None = None) -> RunCom
     RunComparison
         What each bound says.
     """
-    return RunComparison(run, registry.evaluate(run, bounds))
+    return RunComparison(run, evaluate(run, bounds))
 
 
 def method_label(method: Any) -> str:
@@ -288,7 +295,7 @@ def stop_dict(stop: Stop) -> dict[str, Any]:
     {'test': 'gap', 'delta': 1e-08, 'relative': True}
     """
     key = "delta" if isinstance(stop, Gap) else "eps"
-    return {"test": registry.TEST_OF[stop.quantity], key: getattr(stop, key), "relative": stop.relative}
+    return {"test": TEST_OF[stop.quantity], key: getattr(stop, key), "relative": stop.relative}
 
 
 _HEAD = ("bound", "kind", "value", "measured", "ratio", "holds")
@@ -310,6 +317,5 @@ def _row(e: Evaluation) -> tuple[str, ...]:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    if value == round(value, 0) and abs(value) < 1e15:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    whole = math.isfinite(value) and value == round(value)
+    return f"{value:,.0f}" if (whole and abs(value) < 1e9) or 1e3 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -1,30 +1,27 @@
 r"""Bounds: what theory says about a run, each a function of its setting, all in one register.
 
 One function a theorem, grouped by method: :mod:`~quadlab.bounds.lemma` (any method with the lemma's step),
-:mod:`~quadlab.bounds.gd`, :mod:`~quadlab.bounds.signsgd`, :mod:`~quadlab.bounds.adam`. The register, with the
-conversion between stopping tests, is :mod:`~quadlab.bounds.registry`; the rounding rules and the verdict are
-:mod:`~quadlab.bounds.verdict`. A bound of one's own is registered by the same decorator, :func:`bound`, and
-is then evaluated by :func:`quadlab.compare.compare` like the others.
+:mod:`~quadlab.bounds.gd`, :mod:`~quadlab.bounds.signsgd`, :mod:`~quadlab.bounds.adam`. The register
+is :mod:`~quadlab.bounds.registry`; what a bound sees, and the conversion between stopping tests, is
+:mod:`~quadlab.bounds.setting`; the rounding rules are :mod:`~quadlab.bounds.verdict`. A bound of one's own is
+registered by the same decorator, :func:`bound`, and is then evaluated by :func:`quadlab.compare.compare` like
+the others.
 """
 
 from __future__ import annotations
 
-from quadlab.bounds import adam, gd, lemma, signsgd
+from quadlab.bounds import adam, gd, lemma, signsgd, verdict
+from quadlab.bounds.evaluation import evaluate, requirements
 from quadlab.bounds.registry import (
-    Assumption,
     Bound,
     BoundTable,
     Evaluation,
-    MissingStatisticError,
-    Setting,
-    assume,
     bound,
     bounds,
-    evaluate,
-    requirements,
     temporary_bounds,
     unregister,
 )
+from quadlab.bounds.setting import Assumption, MissingStatisticError, Setting, assume
 
 __all__ = [
     "Assumption",
@@ -44,4 +41,5 @@ __all__ = [
     "signsgd",
     "temporary_bounds",
     "unregister",
+    "verdict",
 ]

@@ -30,7 +30,8 @@ import math
 
 from quadlab.bounds.gd import contraction_factor, decay_count, linear_count, log_ratio
 from quadlab.bounds.lemma import per_step
-from quadlab.bounds.registry import Assumption, Setting, bound, no_weight_decay
+from quadlab.bounds.registry import bound
+from quadlab.bounds.setting import Assumption, Setting, no_weight_decay
 from quadlab.curvature import FrozenPreconditioner, frozen_preconditioner
 
 # Tools ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadlab.bounds.lemma import per_step
-from quadlab.bounds.registry import Assumption, Setting, assume, bound, no_momentum
+from quadlab.bounds.registry import bound
+from quadlab.bounds.setting import Assumption, Setting, assume, no_momentum
 from quadlab.problem import BlockQuadratic
 
 Array = NDArray[np.float64]

@@ -20,7 +20,8 @@ Delta sup R / tol^2. For d = g this is GD's bound with Lambda_G, for d = sign g 
 
 from __future__ import annotations
 
-from quadlab.bounds.registry import Assumption, Setting, bound
+from quadlab.bounds.registry import bound
+from quadlab.bounds.setting import Assumption, Setting
 from quadlab.run import Status
 
 

@@ -1,56 +1,25 @@
-r"""The register of bounds: what a bound states, where it applies, and what it says about a run.
+r"""The register of bounds: what each states, for which methods, under which assumptions.
 
-A bound is a function of a :class:`Setting` (a problem, a method with its step rule, a stopping test) that
-returns one number. The decorator :func:`bound` states what the number means: which side of which quantity it
-bounds, for which methods and step rules, for which stopping test, under which assumptions, from which
-statistics of the trajectory.
-
-**Targets.** A bound is proven for one stopping test, its target. If that test, with some tolerance tau',
-implies the user's test with tolerance tau, then the user's test holds no later, and N(tau') bounds its count
-as well. The tolerance handed to the bound is the largest tau' that the inequalities below certify (L, M*,
-mu_+, mu_inf, as in :mod:`quadlab.curvature`; M* by its upper value):
-
-========== ================== =================== ==================== =====================
-user's     target l2          target l1           target linf          target gap
-========== ================== =================== ==================== =====================
-l2: tau    tau                tau                 tau / sqrt(P)        tau^2 / (2 L)
-l1: tau    tau / sqrt(P)      tau                 tau / P              tau^2 / (2 M*)
-linf: tau  tau                tau                 tau                  tau^2 / (2 max H_ii)
-gap: tau   sqrt(2 mu_+ tau)   sqrt(2 mu_inf tau)  as l2 / sqrt(P),     tau
-                                                  or l1 / P if larger
-========== ================== =================== ==================== =====================
-
-by ||g||_inf <= ||g||_2 <= ||g||_1 <= sqrt(P) ||g||_2 <= P ||g||_inf; 2 mu_+ f <= ||g||_2^2 <= 2 L f;
-2 mu_inf f <= ||g||_1^2 <= 2 M* f; g_i^2 <= 2 H_ii f (f measured from f*). Conversion happens here and nowhere
-else.
-
-Rounding and verdicts are :mod:`quadlab.bounds.verdict`'s.
+A bound is a function of a :class:`~quadlab.bounds.setting.Setting` that returns one number. The decorator
+:func:`bound` states what the number means: which side of which quantity it bounds, for which methods and step
+rules, for which stopping test, under which assumptions, from which statistics of the trajectory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from quadlab.bounds import verdict
+from quadlab.bounds.setting import RULES, TARGETS, Assumption, Setting
 from quadlab.bounds.verdict import FORMS, KINDS, Form, Kind
-from quadlab.curvature import Curvature, curvature
-from quadlab.problem import Block, BlockQuadratic, DenseBlock, DiagonalBlock
-from quadlab.run import Run, Status
-from quadlab.steps import resolve
 
-TARGETS = ("l1", "l2", "linf", "gap")
-RULES = ("constant", "schedule", "lemma", "m_star", "line_search")
 ITERATIONS = "iterations"
-
-#: The stopping test that measures each quantity of a run.
-TEST_OF = {"grad_l1": "l1", "grad_l2": "l2", "grad_linf": "linf", "gap": "gap"}
+#: Statistics that are accumulated from a given index on, and the argument of ``solve`` that gives it.
+TAILS = {"tail_gap": "tail_gap_start", "tail_displacement": "tail_displacement_start"}
 
 _FAMILY_NAMES = {
     "gd": "GD",
@@ -59,320 +28,8 @@ _FAMILY_NAMES = {
     "normalized_gd": "normalised GD",
     "user": "a user's method",
 }
-_RULE_NAMES = {
-    "constant": "a constant step",
-    "schedule": "a schedule",
-    "lemma": "learning_rate='lemma'",
-    "m_star": "learning_rate='m_star'",
-    "line_search": "learning_rate='line_search'",
-}
-_RULE_ALIASES = {"lambda_g": "lemma", "lambda_p": "lemma", "optimal": "constant"}
-#: Statistics that are accumulated from a given index on, and the argument of ``solve`` that gives it.
-TAILS = {"tail_gap": "tail_gap_start", "tail_displacement": "tail_displacement_start"}
-#: Statistics that are ratios of successive gaps: their resolution is that of the gap.
-_GAP_RATIOS = ("min_gap_ratio", "max_gap_ratio")
 
-F = TypeVar("F", bound=Callable[["Setting"], float])
-
-
-class MissingStatisticError(KeyError):
-    """A statistic of the trajectory that was not recorded."""
-
-
-# What a bound sees ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    r"""What a bound's formula, and its assumptions, see.
-
-    Attributes
-    ----------
-    problem, method
-        As given.
-    families : tuple of str
-        The method's family; Adam with beta1 = beta2 = epsilon = 0 is SignSGD as well.
-    rule : str
-        "constant", "schedule", "lemma", "m_star" or "line_search".
-    learning_rate : float or None
-        The constant step eta; None for the other rules.
-    curvature : Curvature
-        The constants of H.
-    size : int
-        P.
-    start : mapping
-        The quantities at w_0: "gap", "grad_l1", "grad_l2", "grad_linf".
-    delta : float
-        Delta = f(w_0) - f*.
-    test : str
-        The user's stopping test: "l1", "l2", "linf" or "gap".
-    target : str
-        The stopping test that the bound is stated for.
-    tolerance : float
-        The tolerance of the target: P eps (l1), sqrt(P) eps (l2), eps (linf), delta (gap).
-    statistics : mapping
-        Statistics of the trajectory by name; read them with :meth:`stat`.
-    run : Run or None
-        The run; None before it is made.
-    """
-
-    problem: BlockQuadratic
-    method: Any
-    families: tuple[str, ...]
-    rule: str
-    learning_rate: float | None
-    curvature: Curvature
-    size: int
-    start: Mapping[str, float]
-    delta: float
-    test: str
-    target: str
-    tolerance: float
-    statistics: Mapping[str, float | None]
-    run: Run | None = None
-
-    @classmethod
-    def of(
-        cls,
-        problem: BlockQuadratic,
-        method: Any,
-        stop: Any,
-        statistics: Mapping[str, float | None] | None = None,
-    ) -> Setting:
-        """Return the setting before any run, with the user's stopping test as target.
-
-        Parameters
-        ----------
-        problem : BlockQuadratic
-            The problem.
-        method : GD, SignSGD, Adam, ...
-            The method.
-        stop : GradientNorm or Gap
-            The stopping test.
-        statistics : mapping, optional
-            Statistics of a trajectory, for a bound that needs them.
-
-        Returns
-        -------
-        Setting
-        """
-        start = start_quantities(problem)
-        test = TEST_OF[stop.quantity]
-        rule = step_rule(method)
-        rate = constant_learning_rate(problem, method, stop) if rule == "constant" else None
-        tolerance = float(stop.tolerance(problem.size, start[stop.quantity]))
-        return cls(
-            problem=problem,
-            method=method,
-            families=families_of(method),
-            rule=rule,
-            learning_rate=rate,
-            curvature=curvature(problem),
-            size=problem.size,
-            start=start,
-            delta=start["gap"],
-            test=test,
-            target=test,
-            tolerance=tolerance,
-            statistics=statistics or {},
-        )
-
-    @classmethod
-    def of_run(cls, run: Run) -> Setting:
-        """Return the setting of a run, with the run's own stopping test as target."""
-        rule, test = step_rule(run.method), TEST_OF[run.stop.quantity]
-        start = start_quantities(run.problem)
-        return cls(
-            problem=run.problem,
-            method=run.method,
-            families=families_of(run.method),
-            rule=rule,
-            learning_rate=run.learning_rate if rule == "constant" else None,
-            curvature=curvature(run.problem),
-            size=run.problem.size,
-            start=start,
-            delta=start["gap"],
-            test=test,
-            target=test,
-            tolerance=run.tolerance,
-            statistics=run.statistics,
-            run=run,
-        )
-
-    @property
-    def eps(self) -> float:
-        """The target's tolerance per parameter: eps of the norms, delta of the gap."""
-        scale = {"l1": self.size, "l2": math.sqrt(self.size)}.get(self.target, 1.0)
-        return self.tolerance / scale
-
-    @property
-    def step(self) -> float:
-        """The constant learning rate eta; ValueError if the step is not constant."""
-        if self.learning_rate is None:
-            raise ValueError(f"learning_rate is {_RULE_NAMES[self.rule]}, not a constant")
-        return self.learning_rate
-
-    def stat(self, name: str) -> float:
-        """Return a statistic of the trajectory; `MissingStatisticError` if it was not recorded."""
-        value = self.statistics.get(name)
-        if value is None or math.isnan(value):
-            raise MissingStatisticError(name)
-        return value
-
-    def at(self, target: str) -> Setting:
-        """Return this setting with the tolerance that the target needs to certify the user's test."""
-        if target == self.target:
-            return self
-        tolerance = convert(self.test, self.tolerance, target, self.size, self.curvature)
-        return replace(self, target=target, tolerance=tolerance)
-
-
-def convert(test: str, tolerance: float, target: str, size: int, constants: Curvature) -> float:
-    """Return the largest known tolerance of ``target`` that certifies ``test`` at ``tolerance``.
-
-    Parameters
-    ----------
-    test, target : {"l1", "l2", "linf", "gap"}
-        The user's test, and the test that a bound is proven for.
-    tolerance : float
-        What the tested quantity is compared with, for instance P eps for "l1".
-    size : int
-        P.
-    constants : Curvature
-        Of the Hessian; read only where the gap is on one side.
-
-    Returns
-    -------
-    float
-        inf where the test holds everywhere (H = 0).
-
-    Examples
-    --------
-    >>> convert("l1", 4.0, "l2", 4, None), convert("l2", 4.0, "l1", 4, None)
-    (2.0, 4.0)
-    """
-    if test == target:
-        return tolerance
-    if target == "gap":
-        if test == "l2":
-            top = constants.largest
-        elif test == "l1":
-            top = constants.m_star_upper
-        else:
-            top = constants.largest_diagonal
-        return tolerance / (2.0 * top) * tolerance if top > 0.0 else math.inf
-    if test == "gap":
-        by_l2 = math.sqrt(2.0 * constants.smallest_positive * tolerance)
-        if target == "l2":
-            return by_l2
-        by_l1 = math.sqrt(2.0 * constants.mu_inf * tolerance)
-        return by_l1 if target == "l1" else max(by_l2 / math.sqrt(size), by_l1 / size)
-    if test == "l1" and target == "l2":
-        return tolerance / math.sqrt(size)
-    if target == "linf":
-        return tolerance / (size if test == "l1" else math.sqrt(size))
-    return tolerance
-
-
-def start_quantities(problem: BlockQuadratic) -> Mapping[str, float]:
-    """Return "gap", "grad_l1", "grad_l2" and "grad_linf" at w_0; kept with the problem."""
-    known = problem.cache.get("start_quantities")
-    if known is None:
-        gradient = problem.gradient(problem.start)
-        size = np.abs(gradient)
-        known = problem.cache["start_quantities"] = {
-            "gap": 0.5 * float(problem.displacement @ gradient),
-            "grad_l1": float(size.sum()),
-            "grad_l2": float(np.sqrt(size @ size)),
-            "grad_linf": float(size.max()),
-        }
-    return known
-
-
-def step_rule(method: Any) -> str:
-    """Return a method's step rule; "optimal" is constant, "lambda_g" and "lambda_p" are the lemma's."""
-    rate = method.learning_rate
-    if isinstance(rate, str):
-        return _RULE_ALIASES.get(rate, rate)
-    return "constant" if isinstance(rate, (int, float)) else "schedule"
-
-
-def families_of(method: Any) -> tuple[str, ...]:
-    """Return the families whose bounds hold for a method.
-
-    Adam with beta1 = beta2 = epsilon = 0 divides g by sqrt(g^2), which is |g| to the bit: it *is* SignSGD.
-    """
-    family: str = method.family
-    if family == "adam" and not (method.beta1 or method.beta2 or method.epsilon or method.weight_decay):
-        return ("adam", "signsgd")
-    return (family,)
-
-
-# Assumptions ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """A condition on the setting, and what to say where it fails.
-
-    Parameters
-    ----------
-    test : callable
-        Setting -> bool.
-    message : str or callable
-        The condition in words, or Setting -> str.
-    """
-
-    test: Callable[[Setting], bool]
-    message: str | Callable[[Setting], str]
-
-    def failure(self, setting: Setting) -> str:
-        """Return the message for a setting that fails the test."""
-        return self.message if isinstance(self.message, str) else self.message(setting)
-
-
-def assume(message: str | Callable[[Setting], str]) -> Callable[[Callable[[Setting], bool]], Assumption]:
-    """Turn a predicate into an :class:`Assumption`.
-
-    Parameters
-    ----------
-    message : str or callable
-        What to say where the predicate fails.
-
-    Examples
-    --------
-    >>> @assume("P must be 1")
-    ... def scalar(s):
-    ...     return s.size == 1
-    """
-    return lambda test: Assumption(test, message)
-
-
-no_momentum = Assumption(
-    lambda s: not getattr(s.method, "momentum", 0.0),
-    lambda s: f"momentum must be 0, it is {s.method.momentum:g}",
-)
-no_weight_decay = Assumption(
-    lambda s: not getattr(s.method, "weight_decay", 0.0),
-    lambda s: f"weight_decay must be 0, it is {s.method.weight_decay:g}",
-)
-
-
-def is_diagonal(problem: BlockQuadratic) -> bool:
-    """Return whether H has no entry off its diagonal, as stored."""
-    known = problem.cache.get("is_diagonal")
-    if known is None:
-        known = problem.cache["is_diagonal"] = all(map(_is_diagonal, problem.blocks))
-    return known
-
-
-def _is_diagonal(block: Block) -> bool:
-    if isinstance(block, DenseBlock):
-        return not np.any(block.matrix[~np.eye(block.size, dtype=bool)])
-    return isinstance(block, DiagonalBlock) or block.size == 1
-
-
-# Bounds ---------------------------------------------------------------------------------------------------
+F = TypeVar("F", bound=Callable[[Setting], float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +59,7 @@ class Bound:
     foreign: Evaluation = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        reason = f"a bound for {_listed(_FAMILY_NAMES.get(f, f) for f in self.families or ())}"
+        reason = f"a bound for {one_of(_FAMILY_NAMES.get(f, f) for f in self.families or ('any method',))}"
         object.__setattr__(self, "foreign", Evaluation(self, False, (reason,), None, None, None, None, True))
 
     def __call__(self, setting: Setting) -> float:
@@ -413,6 +70,11 @@ class Bound:
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def target(self) -> str:
+        """The stopping tests that it is stated for, in words."""
+        return "any" if self.targets == TARGETS else one_of(self.targets)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -513,16 +175,14 @@ class BoundTable(tuple[Bound, ...]):
 
     def __str__(self) -> str:
         rows = [("name", "kind", "quantity", "target", "formula", "source")]
-        rows += [(b.name, b.kind, b.quantity, " ".join(b.targets), b.formula, b.source) for b in self]
+        rows += [(b.name, b.kind, b.quantity, b.target, b.formula, b.source) for b in self]
         return aligned(rows)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head = ("name", "kind", "quantity", "target", "formula", "source", "statement")
-        rows = [
-            (b.name, b.kind, b.quantity, " ".join(b.targets), b.formula, b.source, b.summary) for b in self
-        ]
+        rows = [(b.name, b.kind, b.quantity, b.target, b.formula, b.source, b.summary) for b in self]
         return html_table(head, rows)
 
 
@@ -709,236 +369,6 @@ def select(chosen: Iterable[str | Bound] | str | Bound | None = None) -> tuple[B
     return tuple(found)
 
 
-# Before a run ---------------------------------------------------------------------------------------------
-
-
-def requirements(
-    problem: BlockQuadratic, method: Any, stop: Any, chosen: Iterable[str | Bound] | None = None
-) -> dict[str, Any]:
-    """Return the keyword arguments of ``solve`` that record what the bounds need.
-
-    Parameters
-    ----------
-    problem, method, stop
-        As for ``solve``.
-    chosen : sequence, optional
-        Bounds by name or as they are; all registered ones by default.
-
-    Returns
-    -------
-    dict
-        "statistics", "tail_gap_start", "tail_displacement_start" (0 where no bound asks).
-    """
-    entries = select(chosen)
-    families, rule = families_of(method), step_rule(method)
-    entries = tuple(
-        entry
-        for entry in entries
-        if (entry.families is None or any(family in entry.families for family in families))
-        and (entry.rules is None or rule in entry.rules)
-        and (entry.statistics or entry.tail_start)
-    )
-    statistics: dict[str, None] = {}
-    begins = dict.fromkeys(TAILS, 0.0)
-    if entries:
-        base = Setting.of(problem, method, stop)
-        for entry in entries:
-            setting = _targeted(entry, base)
-            if setting is None or _failures(entry, setting):
-                continue
-            if entry.tail_start is not None:
-                # a sup over a shorter tail is implied by the statement, so the latest start serves all
-                begin = entry.tail_start(setting)
-                if not math.isfinite(begin):
-                    continue
-                begins[entry.quantity] = max(begin, begins[entry.quantity])
-            statistics.update(dict.fromkeys(entry.statistics))
-    return {"statistics": tuple(statistics)} | {TAILS[quantity]: begin for quantity, begin in begins.items()}
-
-
-def constant_learning_rate(problem: BlockQuadratic, method: Any, stop: Any) -> float:
-    """Return the constant step of a method, with "optimal" resolved."""
-    return resolve(method.learning_rate, method.families, problem, stop).rate
-
-
-# After a run ----------------------------------------------------------------------------------------------
-
-
-def evaluate(run: Run, chosen: Iterable[str | Bound] | None = None) -> tuple[Evaluation, ...]:
-    """Judge a run by the bounds.
-
-    Parameters
-    ----------
-    run : Run
-        A run with the statistics that the bounds need (see :func:`requirements`).
-    chosen : sequence, optional
-        Bounds by name or as they are; all registered ones by default.
-
-    Returns
-    -------
-    tuple of Evaluation
-        One a bound, in order.
-    """
-    base = Setting.of_run(run)
-    settings = {base.target: base}
-    families, rule = base.families, base.rule
-    result = []
-    for entry in select(chosen):
-        if entry.families is not None and not any(family in entry.families for family in families):
-            result.append(entry.foreign)
-        elif entry.rules is not None and rule not in entry.rules:
-            result.append(_not_applying(entry, (_wrong_rule(entry, base),)))
-        else:
-            target = _target(entry, base.test)
-            if target is None:
-                result.append(_not_applying(entry, (_wrong_target(entry, base.test),)))
-                continue
-            setting = settings.get(target)
-            if setting is None:
-                setting = settings[target] = base.at(target)
-            result.append(_evaluate(entry, setting, run))
-    return tuple(result)
-
-
-def _evaluate(entry: Bound, setting: Setting, run: Run) -> Evaluation:
-    reasons = _failures(entry, setting)
-    # with no update made there is no trajectory, and a bound over it has nothing to add up
-    if not reasons and run.iterations > 0:
-        statistics = run.statistics
-        reasons = [f"{name} was not recorded" for name in entry.needs if statistics.get(name) is None]
-    if reasons:
-        return _not_applying(entry, tuple(reasons))
-    try:
-        number = float(entry.function(setting))
-    except MissingStatisticError as missing:
-        if run.iterations > 0:
-            return _not_applying(entry, (f"{missing.args[0]} is not a number",))
-        number = 0.0
-    except (ZeroDivisionError, OverflowError):
-        number = math.inf
-    if math.isnan(number):
-        return _not_applying(entry, ("the formula gives no number",))
-    if entry.quantity == ITERATIONS:
-        return _count_evaluation(entry, setting, run, number)
-    return _statistic_evaluation(entry, setting, run, number)
-
-
-def _count_evaluation(entry: Bound, setting: Setting, run: Run, number: float) -> Evaluation:
-    converged, iterations = run.converged, run.iterations
-    holds = verdict.judge_count(
-        entry.kind,
-        entry.form,
-        number,
-        iterations=iterations,
-        converged=converged,
-        diverged=run.status is Status.DIVERGED,
-        a_posteriori=bool(entry.needs),
-        near=lambda: _near(entry, setting, run),
-        resolved=lambda: _resolved(setting, run),
-    )
-    if entry.form == "log" and entry.kind == "upper":
-        number = verdict.allowed_iterations("log", number, holds_at_start=converged and iterations == 0)
-    measured = float(iterations) if converged else None
-    return Evaluation(entry, True, (), number, measured, holds, _ratio(measured, number))
-
-
-def _statistic_evaluation(entry: Bound, setting: Setting, run: Run, number: float) -> Evaluation:
-    measured = run.statistics.get(entry.quantity) if entry.measure is None else float(entry.measure(setting))
-    if measured is not None and math.isnan(measured):
-        measured = None
-    if entry.tail_start is not None:
-        # the statement covers the recorded tail only if that begins late enough, and if the run reached it
-        recorded = getattr(run, TAILS[entry.quantity])
-        if recorded < entry.tail_start(setting) or run.iterations < recorded:
-            measured = None
-    holds = verdict.judge_statistic(entry.kind, number, measured)
-    if holds is False and measured is not None:  # known to fewer digits than the rule asks for?
-        error = _statistic_error(entry, setting, run, max(abs(number), abs(measured)))
-        holds = verdict.judge_statistic(entry.kind, number, measured, error=error)
-    return Evaluation(entry, True, (), number, measured, holds, _ratio(measured, number))
-
-
-def _near(entry: Bound, setting: Setting, run: Run) -> tuple[float, float]:
-    """Return the smallest and the largest exact count within a near tie."""
-    error = 0.0 if is_diagonal(run.problem) else _rounding_error(setting, _displacement(run, end=True))
-    width = verdict.near_tie(error / setting.tolerance)
-    low = entry.function(replace(setting, tolerance=setting.tolerance * (1.0 + width)))
-    smaller = setting.tolerance * (1.0 - width)
-    return low, entry.function(replace(setting, tolerance=smaller)) if smaller > 0.0 else math.inf
-
-
-def _resolved(setting: Setting, run: Run) -> bool:
-    """Return whether the run's tolerance lies above the rounding of the tested quantity."""
-    largest = max(_displacement(run, end=False), _displacement(run, end=True))
-    own = setting if setting.target == setting.test else replace(setting, target=setting.test)
-    return not run.tolerance <= _rounding_error(own, largest)
-
-
-def _statistic_error(entry: Bound, setting: Setting, run: Run, scale: float) -> float:
-    """Return to what the measured statistic, of the given size, is known."""
-    if entry.quantity == "frozen_condition_number":
-        return verdict.constant_error(setting.size, scale)
-    if entry.quantity not in _GAP_RATIOS or not math.isfinite(scale):
-        return 0.0
-    if is_diagonal(run.problem):
-        return verdict.ratio_error(setting.size, 1.0, 0.0, scale)
-    last = float(run.problem.value(run.point))
-    error = _rounding_error(replace(setting, target="gap"), _displacement(run, end=True))
-    relative = error / last if last > 0.0 else math.inf
-    return verdict.ratio_error(setting.size, setting.curvature.condition_number, relative, scale)
-
-
-def _rounding_error(setting: Setting, displacement: float) -> float:
-    return verdict.rounding_error(setting.target, setting.size, setting.curvature.largest, displacement)
-
-
-def _displacement(run: Run, *, end: bool) -> float:
-    x = run.point - run.problem.minimizer if end else run.problem.displacement
-    return float(np.sqrt(x @ x))
-
-
-def _ratio(measured: float | None, number: float) -> float | None:
-    if measured is None or number == 0.0 or not math.isfinite(number) or not math.isfinite(measured):
-        return None
-    return measured / number
-
-
-def _not_applying(entry: Bound, reasons: tuple[str, ...]) -> Evaluation:
-    return Evaluation(entry, False, reasons, None, None, None, None)
-
-
-def _failures(entry: Bound, setting: Setting) -> list[str]:
-    """Return the messages of all assumptions that fail; one that needs a missing statistic passes."""
-    failures = []
-    for item in entry.assumes:
-        try:
-            if not item.test(setting):
-                failures.append(item.failure(setting))
-        except MissingStatisticError:
-            continue
-    return failures
-
-
-def _target(entry: Bound, test: str) -> str | None:
-    if test in entry.targets:
-        return test
-    return None if entry.kind == "exact" else entry.targets[0]
-
-
-def _targeted(entry: Bound, base: Setting) -> Setting | None:
-    target = _target(entry, base.test)
-    return None if target is None else base.at(target)
-
-
-def _wrong_rule(entry: Bound, setting: Setting) -> str:
-    wanted = " or ".join(_RULE_NAMES[rule] for rule in entry.rules or ())
-    return f"needs {wanted}, the run has {_RULE_NAMES.get(setting.rule, setting.rule)}"
-
-
-def _wrong_target(entry: Bound, test: str) -> str:
-    return f"exact for the stopping test {' or '.join(entry.targets)} only, the run has {test}"
-
-
 def _assumption(item: Any) -> Assumption:
     if isinstance(item, Assumption):
         return item
@@ -995,6 +425,7 @@ def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _listed(names: Iterable[str]) -> str:
-    items = list(names)
-    return " and ".join(items) if len(items) < 3 else ", ".join(items[:-1]) + " and " + items[-1]
+def one_of(names: Iterable[str]) -> str:
+    """Return names as "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

@@ -39,7 +39,8 @@ import numpy as np
 from quadlab.bounds import verdict
 from quadlab.bounds.gd import linear_count, log_ratio
 from quadlab.bounds.lemma import per_step
-from quadlab.bounds.registry import Assumption, Setting, assume, bound, is_diagonal, no_momentum
+from quadlab.bounds.registry import bound
+from quadlab.bounds.setting import Assumption, Setting, assume, is_diagonal, no_momentum
 from quadlab.problem import BlockQuadratic
 
 #: The margin s of `neighbourhood`.

@@ -307,8 +307,8 @@ def near_tie(relative_error: float) -> float:
 def ratio_error(size: int, condition_number: float, gap_error: float, ratio: float) -> float:
     """Return to what a ratio f_{t+1} / f_t of a trajectory is known.
 
-    Two errors add: that of f itself, and that of the step, which leaves rounding of the size of u ||x|| in the
-    new x, whatever the factor sqrt(ratio) by which x should have shrunk.
+    Two errors add: that of f itself, and that of the step, which leaves rounding of the size of u ||x|| in
+    the new x, whatever the factor sqrt(ratio) by which x should have shrunk.
 
     Parameters
     ----------
