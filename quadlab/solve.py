@@ -18,7 +18,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def solve(
         Where the trace is recorded: every n iterations, about 60 a decade, or at the iterations listed. The
         end of the run is always its last row.
     callback : callable, optional
-        Called as ``callback(iteration, point)`` at the recorded iterations before the end.
+        Called as ``callback(iteration, point)`` at each iteration to record that is reached.
     resume : Run, optional
         Go on from the end of this run (same problem, method, stop and statistics), which had reached a
         smaller cap or was interrupted; the result equals that of an uninterrupted run, to the bit.
@@ -108,7 +108,8 @@ def solve(
     ValueError
         On bad input, before anything is compiled or run.
     KeyboardInterrupt
-        On Ctrl-C, within about a tenth of a second; the run so far is its attribute ``run``.
+        On Ctrl-C, within about a tenth of a second; its attribute ``run`` is the run so far, as if capped
+        there, and can be resumed (no such attribute while kernels compile).
 
     Examples
     --------
@@ -299,8 +300,6 @@ def best_learning_rate(
     >>> best_learning_rate(case("het-axis"), GD(1.0), stop, learning_rates=[1e-5, 1e-4]).learning_rate
     0.0001
     """
-    from dataclasses import replace
-
     check_method(method)
     if learning_rates is None:
         scale = (
@@ -595,6 +594,7 @@ def _run_one(
     if times is not None:
         times = itertools.dropwhile(lambda t: t < s.t, times)
     status = c.RUNNING
+    call: Any = None
     try:
         while status == c.RUNNING:
             if times is not None and not pending:
@@ -610,22 +610,35 @@ def _run_one(
             at = np.array(pending, dtype=np.int64) if pending else no_times
             record = np.empty((len(at), c.N_QUANTITIES))
             clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
+            call = len(s.times), at, record, clock
             status = kernel(
                 code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
                 packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
                 record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, user,
             )  # fmt: skip
-            s.t = int(clock[0])
-            done = int(clock[4])
-            s.times += pending[:done]
-            s.rows += list(record[:done])
-            pending = pending[done:]
+            pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
                 raise KeyboardInterrupt
     except KeyboardInterrupt as interrupt:
-        interrupt.run = _finished(job, s, c.RUNNING, q, times is not None)  # type: ignore[attr-defined]
+        if call is not None:
+            _collect(s, *call)
+        # The quantities at the point reached are those of a run with its cap there.
+        nothing = None if times is None else iter(())
+        interrupt.run = _run_one(replace(job, cap=s.t), s, nothing, None, None)  # type: ignore[attr-defined]
         raise
     return _finished(job, s, status, q, times is not None)
+
+
+def _collect(s: _State, recorded: int, at: Any, record: FloatArray, clock: Any) -> int:
+    """Take over what a kernel call did and return the rows it recorded.
+
+    Ctrl-C may strike between a call and its bookkeeping, so this can be done twice.
+    """
+    done = int(clock[4])
+    s.times[recorded:] = at[:done].tolist()
+    s.rows[recorded:] = list(record[:done])
+    s.t = int(clock[0])
+    return done
 
 
 def _finished(job: _Job, s: _State, status: int, q: FloatArray, traced: bool) -> Run:

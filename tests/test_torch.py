@@ -33,9 +33,9 @@ PAIRS = {
     ),
     "adam": (0.003, lambda w, lr: torch.optim.Adam(w, lr=lr, foreach=False), lambda lr: Adam(lr)),
     "adam-options": (
-        0.001,
-        lambda w, lr: torch.optim.Adam(w, lr=lr, betas=(0.8, 0.99), eps=1e-6, foreach=False),
-        lambda lr: Adam(lr, beta1=0.8, beta2=0.99, epsilon=1e-6),
+        0.01,
+        lambda w, lr: torch.optim.Adam(w, lr=lr, betas=(0.8, 0.99), eps=0.01, foreach=False),
+        lambda lr: Adam(lr, beta1=0.8, beta2=0.99, epsilon=0.01),
     ),
     "adamw": (0.003, lambda w, lr: torch.optim.AdamW(w, lr=lr, foreach=False), lambda lr: AdamW(lr)),
     "adamw-decay": (

@@ -290,7 +290,7 @@ def bound(
     )
 
     def register(function: F) -> F:
-        built_in = function.__module__.startswith("quadlab.bounds.")
+        built_in = (function.__module__ or "").startswith("quadlab.bounds.")
         present = _REGISTRY.get(name)
         if present is not None and present.built_in and not _same_function(present.function, function):
             raise ValueError(f"bound {name!r} is built in: choose another name")
