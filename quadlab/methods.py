@@ -261,7 +261,8 @@ class Adam(Method):
     :math:`m \leftarrow \beta_1 m + (1-\beta_1) g`, :math:`v \leftarrow \beta_2 v + (1-\beta_2) g^2`,
     :math:`\hat m = m/(1-\beta_1^{t+1})`, :math:`\hat v = v/(1-\beta_2^{t+1})`. With
     :math:`\beta_2 = 1` the preconditioner is frozen: v stays :math:`g_0^2` (zhang2024, Theorem 1).
-    Adam(0, 0, 0) is SignSGD, bit for bit while :math:`|g_i|` is 0 or in 1e-145..1e154 (squares below 1e-290 become 0).
+    Adam(0, 0, 0) is SignSGD, bit for bit while :math:`|g_i|` is 0 or in 1e-145..1e154
+    (squares below 1e-290 become 0).
 
     Parameters
     ----------
@@ -464,7 +465,8 @@ def arraywise(rule: Callable[..., Any]) -> Callable[..., UserMethod]:
 
     The function is called as ``rule(g, w, t, d, *state, offsets, **hyperparameters)``: it writes the
     direction into d and the new state into the state vectors, all arrays of shape (P,). Block b
-    holds the coordinates ``offsets[b]`` to ``offsets[b+1]``. Arguments between d and offsets are state vectors (all 0 at first).
+    holds the coordinates ``offsets[b]`` to ``offsets[b+1]``. Arguments between d and offsets are state
+    vectors (all 0 at first).
 
     Parameters
     ----------
