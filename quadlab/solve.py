@@ -605,7 +605,8 @@ def _run_one(
                 pause = pending[0] if pending[0] > s.t else s.t + 1
                 if pending[0] == s.t:
                     callback(s.t, job.problem.minimizer + s.x)
-            if job.step.schedule is not None:
+            if job.step.schedule is not None:  # a Python function: not asked far ahead of its use
+                pause = min(pause, s.t + max(1000, s.t))
                 schedule = job.step.schedule.values(s.t, min(pause, job.cap))
             at = np.array(pending, dtype=np.int64) if pending else no_times
             record = np.empty((len(at), c.N_QUANTITIES))
