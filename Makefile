@@ -39,7 +39,9 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The kernels are compiled first, once, and not by each of pytest's workers.
 test: lint
+	$(BIN)/quadlab warmup
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 # The long random search for a violated bound; the quick suite runs a small part of it.
