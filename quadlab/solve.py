@@ -769,7 +769,6 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         np.zeros((n, c.N_QUANTITIES)),
         np.zeros((n, c.N_QUANTITIES)),
     )
-    tolerances = params[:, c.P_TOLERANCE].copy()
     kernel = entry.lanes()
     user = _pointers(method)[1]
     budget = max(16, PIECE // (width * (packed.data.size + 8 * size)))
@@ -800,14 +799,13 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         )  # fmt: skip
         results[k] = _stateless(_run_one(jobs[k], s, None, None, bar.cancelled))
         bar.update(1)
-    if job.stop.relative:
-        quantity = QUANTITIES[job.stop.quantity]
-        tolerances = params[:, c.P_RELATIVE] * quantity(firsts)
+    quantity = QUANTITIES[job.stop.quantity]
     for k, other in enumerate(jobs):
         if results[k] is None:
+            tolerance = other.stop.tolerance(size, float(quantity(firsts[k])))
             results[k] = other.result(
                 int(statuses[k]), int(iterations[k]), points[k], accs[k], peaks[k], firsts[k], finals[k],
-                float(tolerances[k]),
+                tolerance,
             )  # fmt: skip
     return results  # type: ignore[return-value]
 

@@ -683,7 +683,7 @@ def crowd():
         if kind == 1:
             problem = problem.with_start(rng.standard_normal(problem.size))
         name = names[k % 5] if kind else names[rng.integers(len(names))]
-        stop = (L1, Gap(1e-3, relative=True), GradientNorm(0.5, ord=2))[k % 3]
+        stop = (L1, Gap(1e-3, relative=True), GradientNorm(0.5, ord=2), GradientNorm(0.7, ord=1))[k % 7 % 4]
         runs.append((problem, METHODS[name], stop, int(rng.choice([0, 1, 30, 200, 700]))))
     alone = [
         replace(solve(p, m, s, max_iterations=cap, statistics=("sup_lambda_g", "max_gap_ratio")), state=None)
