@@ -750,7 +750,7 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         longest = int(caps.max())
         schedule = np.append(job.step.schedule.values(0, longest), 0.0)
     empty = np.empty
-    owner, t = empty(width, dtype=np.int64), empty(width, dtype=np.int64)
+    owner, t, cap = (empty(width, dtype=np.int64) for _ in range(3))
     par = empty((c.N_PARAMETERS, width))
     norms, lowest = empty((blocks, width)), empty((blocks, width))
     support, anchor = empty((support_of.shape[1], width)), empty((anchor_of.shape[1], width))
@@ -780,7 +780,7 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         kernel(
             code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
             start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-            owner, t, par, norms, lowest, support, anchor, data,
+            owner, t, cap, par, norms, lowest, support, anchor, data,
             x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
             statuses, iterations, points, peaks, accs, firsts, finals, user,
         )  # fmt: skip

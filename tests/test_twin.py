@@ -388,7 +388,11 @@ runs = st.tuples(st.integers(0, 2**32 - 1), st.sampled_from(sorted(METHODS)))
 )
 def test_alone_and_together(shape, members, stop, cap):
     stop = STOPS[stop]
-    problems = [random_problem(seed, shape, singular=name not in FROZEN) for seed, name in members]
+    # "optimal" is refused where H = 0, which a singular draw of one parameter can give
+    problems = [
+        random_problem(seed, shape, singular=name not in FROZEN and not name.endswith("-optimal"))
+        for seed, name in members
+    ]
     methods = [METHODS[name](problem) for (_, name), problem in zip(members, problems, strict=True)]
     together = solve_many(problems, methods, stop, max_iterations=cap)
     for run, problem, method in zip(together, problems, methods, strict=True):

@@ -80,6 +80,12 @@ WANT_DENOMINATOR = 1 << 8
 WANT_DISPLACEMENT = 1 << 9
 WANT_PEAK = 1 << 10  # max_t |g_i| of every coordinate
 
+# What is seldom wanted, or costs little beside the call, is behind one call each.
+WANT_GRADIENT = WANT_GAP | WANT_LAMBDA_G | WANT_LINF | WANT_DISPLACEMENT
+WANT_TRANSITION = WANT_GAP | WANT_DISPLACEMENT
+WANT_ALONG = WANT_DIRECTION | WANT_COS
+WANT_STEP = WANT_GAP | WANT_LAMBDA_G | WANT_DIRECTION | WANT_DHD | WANT_COS | WANT_DENOMINATOR | WANT_PEAK
+
 # Accumulators.
 (
     A_SUP_LAMBDA_G,

@@ -120,7 +120,7 @@ def lanes() -> Any:
     signature = INT(
         I1, I1, READ_I1, READ_I1, READ_I1, F1,
         F2, F2, I1, F2, F2, F2, F2, F2,
-        I1, I1, F2, F2, F2, F2, F2, F2,
+        I1, I1, I1, F2, F2, F2, F2, F2, F2,
         F2, F2, F2, F2, F3, F2, F2, F2, F2, F1, F1, F2,
         I1, I1, F2, F2, F2, F2, F2, types.FunctionType(USER_LANES),
     )  # fmt: skip

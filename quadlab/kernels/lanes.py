@@ -250,18 +250,18 @@ def write_denominator(method, offsets, norms, lowest, par, acc, state, work, q, 
 
 
 @inline
-def measured(stop, q, w):
-    """Return the quantity that the stopping test of lane w compares with its tolerance."""
-    if stop == c.STOP_L1:
-        return q[c.Q_L1, w]
+def measure(stop, q, lanes, value):
+    """Write the quantity that the stopping test compares with its tolerance."""
     if stop == c.STOP_L2:
-        return math.sqrt(q[c.Q_SQUARE, w])
-    if stop == c.STOP_LINF:
-        return q[c.Q_LINF, w]
-    return q[c.Q_GAP, w]
+        for w in range(lanes):
+            value[w] = math.sqrt(q[c.Q_SQUARE, w])
+    else:
+        row = c.Q_L1 if stop == c.STOP_L1 else c.Q_LINF if stop == c.STOP_LINF else c.Q_GAP
+        for w in range(lanes):
+            value[w] = q[row, w]
 
 
-@inline
+@outlined
 def accumulate_transition(want, lanes, t, par, acc, q):
     """Accumulators that include the last iterate."""
     if want & c.WANT_GAP:
@@ -280,9 +280,13 @@ def accumulate_transition(want, lanes, t, par, acc, q):
                 acc[c.A_TAIL_DISPLACEMENT, w] = max(acc[c.A_TAIL_DISPLACEMENT, w], q[c.Q_DISPLACEMENT, w])
 
 
-@inline
-def accumulate_step(want, lanes, acc, q):
+@outlined
+def accumulate_step(want, lanes, acc, q, g, peak):
     """Accumulators over the iterations at which an update is made."""
+    if want & c.WANT_PEAK:
+        for i in range(g.shape[0]):
+            for w in range(lanes):
+                peak[i, w] = max(peak[i, w], abs(g[i, w]))
     if want & c.WANT_GAP:
         for w in range(lanes):
             acc[c.A_PREVIOUS_GAP, w] = q[c.Q_GAP, w]
@@ -322,21 +326,26 @@ def accumulate_step(want, lanes, acc, q):
 
 
 @inline
+def gradient_norms(want, offsets, g, q, lanes, stripes, part):
+    """Fill the norms that most stopping tests need."""
+    if want & c.WANT_L1:
+        total_sum(TERM_ABSOLUTE, offsets, g, g, lanes, stripes, part, q[c.Q_L1])
+    if want & c.WANT_SQUARE and not want & c.WANT_LAMBDA_G:
+        total_sum(TERM_PRODUCT, offsets, g, g, lanes, stripes, part, q[c.Q_SQUARE])
+
+
+@outlined
 def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part):
-    """Fill the quantities that need x and g only."""
+    """Fill the quantities that need x and g only, but those of `gradient_norms`."""
     if want & c.WANT_GAP:
         called_sum(TERM_PRODUCT, offsets, x, g, lanes, stripes, part, q[c.Q_GAP])
         for w in range(lanes):
             q[c.Q_GAP, w] = 0.5 * q[c.Q_GAP, w]
-    if want & c.WANT_L1:
-        total_sum(TERM_ABSOLUTE, offsets, g, g, lanes, stripes, part, q[c.Q_L1])
     if want & c.WANT_LAMBDA_G:
         weighted_squares(offsets, norms, g, lanes, stripes, part, q[c.Q_CURVATURE_G], q[c.Q_SQUARE])
         for w in range(lanes):
             square = q[c.Q_SQUARE, w]
             q[c.Q_LAMBDA_G, w] = q[c.Q_CURVATURE_G, w] / square if square > 0.0 else 0.0
-    elif want & c.WANT_SQUARE:
-        total_sum(TERM_PRODUCT, offsets, g, g, lanes, stripes, part, q[c.Q_SQUARE])
     if want & c.WANT_LINF:
         for w in range(lanes):
             q[c.Q_LINF, w] = 0.0
@@ -352,7 +361,7 @@ def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, 
                     q[c.Q_DISPLACEMENT, w] = larger(q[c.Q_DISPLACEMENT, w], abs(x[i, w]))
 
 
-@inline
+@outlined
 def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, part, total):
     """Fill the quantities that need d (all but d^T H d)."""
     if want & c.WANT_DIRECTION:
@@ -381,11 +390,12 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
 
 
 @outlined
-def fill(w, run, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner, t,
-         par, norms, lowest, support, anchor, data, x, state, peak, acc):  # fmt: skip
+def fill(w, run, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner, t,
+         cap, par, norms, lowest, support, anchor, data, x, state, peak, acc):  # fmt: skip
     """Put a run of the queue at its start into lane w."""
     owner[w] = run
     t[w] = 0
+    cap[w] = caps[run]
     for k in range(par.shape[0]):
         par[k, w] = params[run, k]
     for i in range(x.shape[0]):
@@ -415,10 +425,11 @@ def fill(w, run, start, params, norms_of, lowest_of, support_of, anchor_of, data
 
 
 @outlined
-def move(source, w, owner, t, par, norms, lowest, support, anchor, data, shared, x, state, peak, acc):
+def move(source, w, owner, t, cap, par, norms, lowest, support, anchor, data, shared, x, state, peak, acc):
     """Move the run of lane ``source`` into lane w."""
     owner[w] = owner[source]
     t[w] = t[source]
+    cap[w] = cap[source]
     for k in range(par.shape[0]):
         par[k, w] = par[k, source]
     for i in range(x.shape[0]):
@@ -463,7 +474,7 @@ def build(sources):
     def run_lanes(
         code, clock, kinds, offsets, data_offsets, schedule,
         start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-        owner, t, par, norms, lowest, support, anchor, data,
+        owner, t, cap, par, norms, lowest, support, anchor, data,
         x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
         statuses, iterations, points, peaks, accs, firsts, finals, user,
     ):  # fmt: skip
@@ -478,25 +489,31 @@ def build(sources):
         size = x.shape[0]
         n_runs = start.shape[0]
         direction = g if method == c.GD else d
+        fresh = True
         while lanes < t.size and queue < n_runs:
-            fill(lanes, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of, shared,
-                 owner, t, par, norms, lowest, support, anchor, data, x, state, peak, acc)  # fmt: skip
+            fill(lanes, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
+                 shared, owner, t, cap, par, norms, lowest, support, anchor, data, x, state, peak,
+                 acc)  # fmt: skip
             lanes += 1
             queue += 1
         while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
             budget -= 1
             hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
-            gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part)
+            gradient_norms(want, offsets, g, q, lanes, stripes, part)
+            if want & c.WANT_GRADIENT:
+                gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part)
             ended = 0
+            measure(stop, q, lanes, part)
             going = 0
             for w in range(lanes):
-                value = measured(stop, q, w)
-                on = (value > par[c.P_TOLERANCE, w]) & (value < np.inf) & (t[w] < caps[owner[w]]) & (t[w] > 0)
+                on = (part[w] > par[c.P_TOLERANCE, w]) & (part[w] < np.inf) & (t[w] < cap[w])
                 going += 1 if on else 0
-            accumulate_transition(want, lanes, t, par, acc, q)
-            if going < lanes:
+            if want & c.WANT_TRANSITION:
+                accumulate_transition(want, lanes, t, par, acc, q)
+            if going < lanes or fresh:
+                fresh = False
                 for w in range(lanes):
-                    value = measured(stop, q, w)
+                    value = part[w]
                     if t[w] == 0:
                         for k in range(q.shape[0]):
                             firsts[owner[w], k] = q[k, w]
@@ -504,11 +521,11 @@ def build(sources):
                             par[c.P_TOLERANCE, w] = par[c.P_RELATIVE, w] * value
                             par[c.P_RELATIVE, w] = 0.0
                     status = c.RUNNING
-                    if value <= par[c.P_TOLERANCE, w]:
-                        status = c.CONVERGED
-                    elif not value < np.inf:
+                    if not abs(value) < np.inf:
                         status = c.DIVERGED
-                    elif t[w] >= caps[owner[w]]:
+                    elif value <= par[c.P_TOLERANCE, w]:
+                        status = c.CONVERGED
+                    elif t[w] >= cap[w]:
                         status = c.MAX_ITERATIONS
                     if status != c.RUNNING:
                         q[c.Q_STEP, w] = q[c.Q_COS, w] = np.nan
@@ -516,15 +533,14 @@ def build(sources):
                                accs, finals)  # fmt: skip
                         owner[w] = -1 - owner[w]
                         ended += 1
-            if want & c.WANT_PEAK:
-                for i in range(size):
-                    for w in range(lanes):
-                        peak[i, w] = max(peak[i, w], abs(g[i, w]))
             if method == c.USER:
                 user(lanes, t, g, x, anchor, d, state, par[c.P_USER :], offsets)
             else:
                 write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse)
-            direction_statistics(method, want, offsets, norms, g, direction, q, lanes, stripes, part, step)
+            if want & c.WANT_ALONG:
+                direction_statistics(
+                    method, want, offsets, norms, g, direction, q, lanes, stripes, part, step
+                )
             if want & c.WANT_DHD:
                 called_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
                 called_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])
@@ -554,28 +570,29 @@ def build(sources):
                         ended += 1
             for w in range(lanes):
                 q[c.Q_STEP, w] = step[w]
-            accumulate_step(want, lanes, acc, q)
+            if want & c.WANT_STEP:
+                accumulate_step(want, lanes, acc, q, g, peak)
             for i in range(size):
                 for w in range(lanes):
                     x[i, w] = flush(x[i, w] - step[w] * direction[i, w])
             for w in range(lanes):
                 t[w] += 1
             if ended > 0:
-                for w in range(
-                    lanes - 1, -1, -1
-                ):  # from the last, so that the lane moved in is an active one
+                fresh = queue < n_runs
+                # From the last, so that the lane moved in is an active one.
+                for w in range(lanes - 1, -1, -1):
                     if owner[w] >= 0:
                         continue
                     if queue < n_runs:
-                        fill(w, queue, start, params, norms_of, lowest_of, support_of, anchor_of, data_of,
-                             shared, owner, t, par, norms, lowest, support, anchor, data, x, state, peak,
-                             acc)  # fmt: skip
+                        fill(w, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of,
+                             data_of, shared, owner, t, cap, par, norms, lowest, support, anchor, data, x,
+                             state, peak, acc)  # fmt: skip
                         queue += 1
                     else:
                         lanes -= 1
                         if w != lanes:
-                            move(lanes, w, owner, t, par, norms, lowest, support, anchor, data, shared, x,
-                                 state, peak, acc)  # fmt: skip
+                            move(lanes, w, owner, t, cap, par, norms, lowest, support, anchor, data,
+                                 shared, x, state, peak, acc)  # fmt: skip
         clock[0] = lanes
         clock[1] = queue
         return lanes

@@ -242,7 +242,7 @@ def measured(stop, q):
     return q[c.Q_GAP]
 
 
-@inline
+@outlined
 def accumulate_transition(want, t, params, acc, q):
     """Accumulators that include the last iterate: idempotent, so that a resumed run may repeat them."""
     if want & c.WANT_GAP:
@@ -258,9 +258,12 @@ def accumulate_transition(want, t, params, acc, q):
         acc[c.A_TAIL_DISPLACEMENT] = max(acc[c.A_TAIL_DISPLACEMENT], q[c.Q_DISPLACEMENT])
 
 
-@inline
-def accumulate_step(want, acc, q):
+@outlined
+def accumulate_step(want, acc, q, g, peak):
     """Accumulators over the iterations at which an update is made."""
+    if want & c.WANT_PEAK:
+        for i in range(g.size):
+            peak[i] = max(peak[i], abs(g[i]))
     if want & c.WANT_GAP:
         acc[c.A_PREVIOUS_GAP] = q[c.Q_GAP]
     if want & c.WANT_LAMBDA_G:
@@ -293,19 +296,24 @@ def accumulate_step(want, acc, q):
 
 
 @inline
-def gradient_statistics(want, offsets, norms, support, x, g, q):
-    """Fill the quantities that need x and g only."""
-    if want & c.WANT_GAP:
-        q[c.Q_GAP] = 0.5 * called_sum(TERM_PRODUCT, offsets, x, g)
+def gradient_norms(want, offsets, g, q):
+    """Fill the norms that most stopping tests need."""
     if want & c.WANT_L1:
         q[c.Q_L1] = total_sum(TERM_ABSOLUTE, offsets, g, g)
+    if want & c.WANT_SQUARE and not want & c.WANT_LAMBDA_G:
+        q[c.Q_SQUARE] = total_sum(TERM_PRODUCT, offsets, g, g)
+
+
+@outlined
+def gradient_statistics(want, offsets, norms, support, x, g, q):
+    """Fill the quantities that need x and g only, but those of `gradient_norms`."""
+    if want & c.WANT_GAP:
+        q[c.Q_GAP] = 0.5 * called_sum(TERM_PRODUCT, offsets, x, g)
     if want & c.WANT_LAMBDA_G:
         weighted, square = weighted_squares(offsets, norms, g)
         q[c.Q_SQUARE] = square
         q[c.Q_CURVATURE_G] = weighted
         q[c.Q_LAMBDA_G] = weighted / square if square > 0.0 else 0.0
-    elif want & c.WANT_SQUARE:
-        q[c.Q_SQUARE] = total_sum(TERM_PRODUCT, offsets, g, g)
     if want & c.WANT_LINF:
         peak = 0.0
         for i in range(g.size):
@@ -319,7 +327,7 @@ def gradient_statistics(want, offsets, norms, support, x, g, q):
         q[c.Q_DISPLACEMENT] = peak
 
 
-@inline
+@outlined
 def direction_statistics(method, want, offsets, norms, g, d, q):
     """Fill the quantities that need d (all but d^T H d)."""
     if want & c.WANT_DIRECTION:
@@ -360,32 +368,33 @@ def build(sources):
         status = c.RUNNING
         while t < pause:
             hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
-            gradient_statistics(want, offsets, norms, support, x, g, q)
+            gradient_norms(want, offsets, g, q)
+            if want & c.WANT_GRADIENT:
+                gradient_statistics(want, offsets, norms, support, x, g, q)
             if t == 0:
                 for k in range(q.size):
                     first[k] = q[k]
                 if params[c.P_RELATIVE] != 0.0:
                     params[c.P_TOLERANCE] = params[c.P_RELATIVE] * measured(stop, q)
                     params[c.P_RELATIVE] = 0.0
-            accumulate_transition(want, t, params, acc, q)
+            if want & c.WANT_TRANSITION:
+                accumulate_transition(want, t, params, acc, q)
             value = measured(stop, q)
-            if value <= params[c.P_TOLERANCE]:
-                status = c.CONVERGED
-            elif not value < np.inf:
+            if not abs(value) < np.inf:
                 status = c.DIVERGED
+            elif value <= params[c.P_TOLERANCE]:
+                status = c.CONVERGED
             elif t >= cap:
                 status = c.MAX_ITERATIONS
             recording = row < record.shape[0] and record_times[row] <= t
             q[c.Q_STEP] = q[c.Q_COS] = np.nan
             if status == c.RUNNING:
-                if want & c.WANT_PEAK:
-                    for i in range(g.size):
-                        peak[i] = max(peak[i], abs(g[i]))
                 if method == c.USER:
                     user(t, g, x, minimizer, d, work, state, params[c.P_USER :], offsets)
                 else:
                     write_direction(method, t, q[c.Q_SQUARE], params, acc, minimizer, x, g, d, state)
-                direction_statistics(method, want, offsets, norms, g, direction, q)
+                if want & c.WANT_ALONG:
+                    direction_statistics(method, want, offsets, norms, g, direction, q)
                 if want & c.WANT_DHD:
                     called_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
                     q[c.Q_DHD] = called_sum(TERM_PRODUCT, offsets, direction, work)
@@ -409,7 +418,8 @@ def build(sources):
                 row += 1
             if status != c.RUNNING:
                 break
-            accumulate_step(want, acc, q)
+            if want & c.WANT_STEP:
+                accumulate_step(want, acc, q, g, peak)
             for i in range(x.size):
                 x[i] = flush(x[i] - step * direction[i])
             t += 1
