@@ -52,6 +52,8 @@ _MODULES = {
     "solve": ("solve", "solve_many", "best_learning_rate"),
     "bounds": ("bound", "bounds"),
     "compare": ("compare",),
+    "sweep": ("sweep",),
+    "falsify": ("falsify",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

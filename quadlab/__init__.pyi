@@ -9,6 +9,7 @@ from quadlab.cases import cases as cases
 from quadlab.compare import compare as compare
 from quadlab.curvature import Curvature as Curvature
 from quadlab.curvature import curvature as curvature
+from quadlab.falsify import falsify as falsify
 from quadlab.heterogeneity import gradient_heterogeneity as gradient_heterogeneity
 from quadlab.heterogeneity import gradient_weighted as gradient_weighted
 from quadlab.heterogeneity import hessian_heterogeneity as hessian_heterogeneity
@@ -44,6 +45,7 @@ from quadlab.steps import Schedule as Schedule
 from quadlab.stopping import Gap as Gap
 from quadlab.stopping import GradientNorm as GradientNorm
 from quadlab.stopping import default_stop as default_stop
+from quadlab.sweep import sweep as sweep
 
 __version__: str
 __all__: list[str]

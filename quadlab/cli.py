@@ -1,4 +1,4 @@
-"""The command line: ``quadlab cases | bounds | compare | figures | warmup``, each with ``--json``.
+"""The command line: ``quadlab cases | bounds | compare | falsify | figures | warmup``, each with ``--json``.
 
 Exit status: 0; 1 if a bound is violated; 2 with one line on stderr for bad input. Everything but argparse is
 imported by the command that needs it, so that ``quadlab --help`` is immediate.
@@ -61,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="seed of a named problem; default 0")
     sub.add_argument("--draws", type=int, default=1, help="seeds SEED, SEED+1, ...; default 1")
     sub.add_argument("--max-iterations", type=int, default=10**6, help="cap of a run; default 1000000")
+    sub = command("falsify", _falsify, "Search for the problem on which a bound is violated, or tightest.")
+    sub.add_argument("bound", metavar="BOUND", help="a registered bound; quadlab bounds lists them")
+    sub.add_argument("--budget", type=float, default=30.0, help="seconds to search; default 30")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the search; default 0")
+    sub.add_argument("--out", type=Path, help="file for the problem found; default worst-BOUND.npz")
     sub = command("figures", _figures, "Draw the figures: PNG, PDF and the data as JSON.")
     sub.add_argument("names", nargs="*", metavar="NAME", help="figures to draw; default all")
     sub.add_argument("--out", type=Path, default=Path("figures"), help="folder; default figures")
@@ -252,6 +257,18 @@ def _summary_table(rows: list[dict[str, Any]]) -> str:
     table = [list(rows[0]), *([shown(v) for v in row.values()] for row in rows)]
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in table)
+
+
+def _falsify(options: argparse.Namespace) -> int:
+    from quadlab.falsify import falsify
+
+    file = options.out or Path(f"worst-{options.bound}.npz")
+    result = falsify(options.bound, budget=options.budget, seed=options.seed, file=file)
+    if options.json:
+        _print_json(result.to_dict())
+    else:
+        print(result)
+    return 1 if result.violated else 0
 
 
 def _figures(options: argparse.Namespace) -> int:
