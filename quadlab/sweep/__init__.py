@@ -1,0 +1,250 @@
+r"""Sweeps: thousands of runs over named axes, resumable, on one machine or many.
+
+.. code-block:: python
+
+    table = ql.sweep(
+        {
+            "product": {
+                "condition_number": [10, 100, 1000],
+                "hessian_spread": {"log": [1, 10, 5]},
+                "method": ["gd:lambda_g", "signsgd:lambda_p", ql.Adam(1e-2)],
+                "seed": range(100),
+            },
+            "fixed": {"blocks": 8, "sizes": 4, "eps": 1e-3, "relative": True},
+        },
+        store="spread.sqlite",
+        executor=4,  # processes; None: this one; "tcp://host:8786": Dask
+    )
+    table["iterations"], table.array("status").shape, table.to_csv("spread.csv"), table.to_xarray()
+
+The same as a file, for ``quadlab sweep SPEC.toml``::
+
+    [fixed]
+    blocks = 8
+    sizes = 4
+    eps = 1e-3
+    relative = true
+
+    [product]
+    condition_number = [10, 100, 1000]
+    hessian_spread = { log = [1, 10, 5] }
+    method = ["gd:lambda_g", "signsgd:lambda_p", "adam:0.01"]
+    seed = { range = 100 }
+
+`quadlab.sweep.grid` says how axes combine, `quadlab.sweep.configuration` which names there are and where
+seeds come from, `quadlab.sweep.store` what survives a kill (everything written), `quadlab.sweep.engines` how
+runs are packed.
+
+**A Dask cluster in five lines**, on machines that have the same versions of the libraries and of quadlab::
+
+    pip install 'quadlab[dask]'                       # on each machine
+    dask scheduler --port 8786                        # on one of them, called host below
+    dask worker tcp://host:8786 --nworkers 16 --nthreads 1   # on each, a worker a core
+    quadlab sweep spec.toml --store spec.sqlite --dask tcp://host:8786
+    # the store stays with the last command, which may be killed and started again
+
+Packs run on one thread each, whatever the number of cores: give a machine as many workers as it has cores.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from quadlab.sweep.engines import PACK_SECONDS, Group, Packs, compute, engine_of, run_pack
+from quadlab.sweep.grid import Grid, read_grid, versions
+from quadlab.sweep.store import FAILED, Row, Store
+from quadlab.sweep.table import Table
+
+__all__ = ["Estimate", "Grid", "Table", "estimate", "read_grid", "sweep"]
+
+#: Wall time of the sample from which `estimate` estimates.
+SAMPLE_SECONDS = 1.0
+
+
+def sweep(
+    grid: Any,
+    store: str | Path | None = None,
+    executor: Any = None,
+    *,
+    retry_failed: bool = False,
+    progress: bool | None = None,
+    pack_seconds: float = PACK_SECONDS,
+) -> Table:
+    """Run all runs of a grid that the store does not hold, and return the table of all.
+
+    Parameters
+    ----------
+    grid : dict, list of dict, path of a TOML file, or Grid
+        The named axes, see `quadlab.sweep.grid`.
+    store : str or Path, optional
+        An SQLite file, made if there is none. Killed at any point, the same call goes on where it was.
+        Without it, results are kept in memory only.
+    executor : int, str, distributed.Client, concurrent.futures.Executor or None
+        A number of processes, the address of a Dask scheduler, a Dask client, or any executor, whose workers
+        have one thread's worth of work each; None: this process. The numbers do not depend on it.
+    retry_failed : bool
+        Run again what is stored as failed.
+    progress : bool, optional
+        A progress bar; by default on a terminal and in a notebook, after two seconds.
+    pack_seconds : float > 0
+        Wall time of a pack of runs, from 0.1 s for the overhead to be small.
+
+    Returns
+    -------
+    Table
+        In the order of the grid; runs that could not be run have the status "failed" and no numbers.
+
+    Raises
+    ------
+    ValueError
+        On a malformed grid, before anything is run; or if the store is damaged, or of another schema.
+    OSError
+        If the store cannot be written, such as on a full disk; what was written is kept.
+
+    Examples
+    --------
+    >>> methods = ["gd:lambda_g", "signsgd:lambda_p"]
+    >>> table = sweep({"case": "het", "method": methods, "eps": 0.1, "seed": [0, 1]})
+    >>> table
+    <Table: 4 runs (4 converged): method 2 x seed 2>
+    >>> table.array("iterations").shape
+    (2, 2)
+    """
+    runs = read_grid(grid)
+    if not pack_seconds > 0:
+        raise ValueError(f"pack_seconds must be positive, received {pack_seconds}")
+    with closing(Store(store)) as rows:
+        known = dict(rows.statuses(runs.keys))
+        todo = _to_do(runs, known, retry_failed)
+        if todo:
+            runs.check()
+            _run(runs, todo, rows, executor, progress, pack_seconds)
+        return Table(runs, rows.rows(runs.keys))
+
+
+def _to_do(runs: Grid, known: dict[str, str], retry_failed: bool) -> list[int]:
+    return [
+        run
+        for run, key in enumerate(runs.keys)
+        if key not in known or (retry_failed and known[key] == FAILED)
+    ]
+
+
+def _groups(runs: Grid, todo: list[int]) -> list[Group]:
+    """Return the runs by problem, problems of one structure near one another."""
+    settings: dict[int, list[str]] = {}
+    for run in todo:
+        settings.setdefault(int(runs.problem_of[run]), []).append(runs.settings[runs.setting_of[run]])
+    return [(runs.problems[k], texts) for k, texts in settings.items()]
+
+
+def _run(
+    runs: Grid, todo: list[int], store: Store, executor: Any, progress: bool | None, pack_seconds: float
+) -> None:
+    from tqdm.auto import tqdm
+
+    key_of = {(runs.problem_of[run], runs.setting_of[run]): run for run in todo}
+    problem_at = {text: k for k, text in enumerate(runs.problems)}
+    setting_at = {text: k for k, text in enumerate(runs.settings)}
+    packs = Packs(deque(_groups(runs, todo)), pack_seconds)
+    bar = tqdm(
+        total=len(runs),
+        initial=len(runs) - len(todo),
+        unit="run",
+        delay=2.0,
+        disable=None if progress is None else not progress,
+    )
+    with bar, closing(compute(packs, engine_of(executor))) as ended:
+        for groups in ended:
+            rows = []
+            for (problem, settings), outcomes in groups:
+                for setting, outcome in zip(settings, outcomes, strict=True):
+                    run = key_of[problem_at[problem], setting_at[setting]]
+                    rows.append(Row(runs.keys[run], runs.config_json(run), *outcome))
+            store.write(rows)
+            bar.update(len(rows))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would do; made by `estimate`.
+
+    Attributes
+    ----------
+    runs, stored, failed, to_do : int
+        All, those with a result in the store, those stored as failed, those that a call would run.
+    sample : int
+        Runs that were tried.
+    seconds_per_run : float or None
+        On one worker; None if there is nothing to do.
+    seconds : float
+        Of the whole, on so many workers.
+    """
+
+    runs: int
+    stored: int
+    failed: int
+    to_do: int
+    sample: int
+    seconds_per_run: float | None
+    seconds: float
+
+
+def estimate(
+    grid: Any, store: str | Path | None = None, workers: int = 1, *, retry_failed: bool = False
+) -> Estimate:
+    """Count the runs of a sweep and estimate its time from a sample of about a second; nothing is stored.
+
+    Parameters
+    ----------
+    grid, store, retry_failed
+        As in `sweep`.
+    workers : int >= 1
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError
+        As `sweep` does.
+
+    Examples
+    --------
+    >>> plan = estimate({"case": ["het", "hom"], "method": "gd:lambda_g", "eps": 0.1, "seed": range(50)})
+    >>> plan.to_do, 0 < plan.sample <= 100
+    (100, True)
+    """
+    runs = read_grid(grid)
+    with closing(Store(store, write=False)) as rows:
+        known = dict(rows.statuses(runs.keys))
+    todo = _to_do(runs, known, retry_failed)
+    failed = sum(status == FAILED for status in known.values())
+    sample, per_run = 0, None
+    if todo:
+        runs.check()
+        groups = _groups(runs, todo)
+        begin, count = perf_counter(), 1
+        while True:  # ever more problems, spread over the grid
+            chosen = [groups[k * len(groups) // count] for k in range(min(count, len(groups)))]
+            result = run_pack(chosen, versions(), SAMPLE_SECONDS)
+            sample = sum(map(len, result.outcomes))
+            per_run = result.seconds / sample
+            if count >= len(groups) or perf_counter() - begin + 8 * result.seconds > 2 * SAMPLE_SECONDS:
+                break
+            count = min(8 * count, len(groups))
+    return Estimate(
+        runs=len(runs),
+        stored=len(known) - failed,
+        failed=failed,
+        to_do=len(todo),
+        sample=sample,
+        seconds_per_run=per_run,
+        seconds=0.0 if per_run is None else per_run * len(todo) / workers,
+    )

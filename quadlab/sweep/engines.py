@@ -1,0 +1,521 @@
+"""Where packs of runs are computed: any `concurrent.futures.Executor`.
+
+A **pack** is some problems with all their runs, as text; it takes half a second or so, long enough that
+sending it costs little, short enough that a kill loses little. A worker runs it on one thread, the engine's
+lanes filled by runs of one structure. Runs give the same bits in any pack, so packs may be cut as the
+workers' speed suggests.
+
+=====================  =====================================================================================
+`Here`                 this process, one pack after another
+`Processes`            spawned processes; where one dies the pool is rebuilt and its packs run again
+`Cluster`              Dask distributed, by an address or a Client; Dask itself moves a dead worker's packs
+any other Executor     as it is
+=====================  =====================================================================================
+
+A pack that dies with its worker again and again is halved and run with no other beside it. The one run that
+is left then is stored as failed, so a run that kills its process ends neither the sweep nor other runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from quadlab._arrays import shown
+from quadlab.bases import one_blas_thread
+from quadlab.problem import BlockQuadratic
+from quadlab.run import Run
+from quadlab.solve import MAX_LANE_HESSIAN, solve_many
+from quadlab.sweep.configuration import PROBLEM_STATISTICS, Setting, build_problem, build_setting
+from quadlab.sweep.grid import versions
+from quadlab.sweep.store import FAILED
+
+#: Wall time a pack should take; it gives back what it has not begun after four times as long.
+PACK_SECONDS = 0.5
+#: No pack is cut shorter than this to share out the last runs.
+LEAST_SECONDS = 0.1
+#: Problems of a pack that fill the lanes.
+FULL_LANES = 64
+#: Bytes of problems that a worker holds at once.
+BATCH_BYTES = 1 << 26
+#: Times a pack may die with its worker before it runs alone.
+DEATHS = 2
+
+#: One problem and its runs, both halves of a configuration as canonical JSON.
+Group = tuple[str, list[str]]
+#: status, result, error, seconds of one run.
+Outcome = tuple[str, str, str | None, float]
+
+
+# -- in the worker -------------------------------------------------------------------------------------------
+
+
+class _OneThread:
+    """One BLAS thread while any pack runs in this process: the limit is the process's, packs may overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = one_blas_thread()
+                self._limit.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *exc: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.__exit__(*exc)
+
+
+_ONE_THREAD = _OneThread()
+
+
+@dataclass
+class PackResult:
+    """What a worker gives back: the outcomes of the first groups of the pack, and what they cost."""
+
+    outcomes: list[list[Outcome]]
+    seconds: float
+    lanes: bool
+
+
+def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
+    """Run the groups of a pack until the budget of seconds is spent, at least one.
+
+    Raises
+    ------
+    RuntimeError
+        If this process has other versions of the libraries than the sender.
+    """
+    if versions() != sender:
+        raise RuntimeError(f"a worker has the versions {versions()}, the sweep was started with {sender}")
+    from quadlab.kernels import entry
+
+    entry.compile_all()  # not counted as the runs' time
+    begin = perf_counter()
+    outcomes: list[list[Outcome]] = []
+    lanes = False
+    with _ONE_THREAD:
+        while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
+            batch: list[tuple[BlockQuadratic | Exception, list[str]]] = []
+            held, start = 0, perf_counter()
+            for text, settings in pack[len(outcomes) :]:
+                problem = _attempt(build_problem, text)
+                batch.append((problem, settings))
+                if isinstance(problem, BlockQuadratic):
+                    entries = problem.packed().data.size
+                    lanes = entries <= MAX_LANE_HESSIAN
+                    held += 24 * entries + 1000
+                if held > BATCH_BYTES or (not lanes and perf_counter() - start > budget):
+                    break
+            outcomes += _run_batch(batch, start)
+    return PackResult(outcomes, perf_counter() - begin, lanes)
+
+
+def _attempt(function: Callable[[str], Any], text: str) -> Any:
+    try:
+        return function(text)
+    except Exception as error:
+        return error
+
+
+def _run_batch(batch: list[tuple[Any, list[str]]], start: float) -> list[list[Outcome]]:
+    settings: dict[str, Any] = {}
+    results: list[list[Any]] = []
+    together: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for k, (problem, texts) in enumerate(batch):
+        results.append([problem] * len(texts))
+        for j, text in enumerate(texts):
+            if text not in settings:
+                settings[text] = _attempt(build_setting, text)
+            if isinstance(settings[text], Exception):
+                results[k][j] = settings[text]
+            elif isinstance(problem, BlockQuadratic):
+                together.setdefault(settings[text].statistics, []).append((k, j))
+    for statistics, places in together.items():
+        jobs = [(batch[k][0], settings[batch[k][1][j]]) for k, j in places]
+        for (k, j), result in zip(places, _solve(jobs, statistics), strict=True):
+            results[k][j] = result
+    share = (perf_counter() - start) / max(1, sum(map(len, results)))
+    return [
+        [_outcome(result, settings[text], share) for result, text in zip(row, texts, strict=True)]
+        for row, (_, texts) in zip(results, batch, strict=True)
+    ]
+
+
+def _solve(jobs: list[tuple[BlockQuadratic, Setting]], statistics: tuple[str, ...]) -> list[Run | Exception]:
+    """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
+    try:
+        return list(
+            solve_many(
+                [problem for problem, _ in jobs],
+                [setting.method for _, setting in jobs],
+                [setting.stop for _, setting in jobs],
+                max_iterations=[setting.max_iterations for _, setting in jobs],
+                statistics=statistics,
+                progress=False,
+            )
+        )
+    except Exception as error:
+        if len(jobs) == 1:
+            text = str(error).removeprefix("run 0: ")
+            return [type(error)(text) if type(error) is ValueError else error]
+        return [_solve([job], statistics)[0] for job in jobs]
+
+
+def _outcome(result: Any, setting: Any, seconds: float) -> Outcome:
+    if isinstance(result, Run):
+        values: dict[str, Any] = {
+            "iterations": result.iterations,
+            "resolved_learning_rate": result.learning_rate,
+            "tolerance": result.tolerance,
+            **{f"initial_{name}": value for name, value in result.initial.items()},
+            **{f"final_{name}": value for name, value in result.final.items()},
+            **result.statistics,
+        }
+        try:
+            for name in setting.problem_statistics:
+                values[name] = PROBLEM_STATISTICS[name](result.problem)
+        except Exception as error:
+            return _outcome(error, setting, seconds)
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                values[name] = None
+        return str(result.status), json.dumps(values, separators=(",", ":")), None, seconds
+    text = " ".join(str(result).split()) or "no message"
+    return FAILED, "{}", text if type(result) is ValueError else f"{type(result).__name__}: {text}", seconds
+
+
+def _begin_worker() -> None:
+    """Make a spawned process leave Ctrl-C to its parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Read when numba is first imported, which is later: a worker has one thread.
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# -- engines -------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """An executor, the number of packs it should have at once, and what to do when it breaks."""
+
+    #: Whether the death of one worker is the death of all.
+    breaks = False
+
+    def __init__(self, executor: Executor, workers: int | None = None) -> None:
+        self.executor = executor
+        self._workers = workers or getattr(executor, "_max_workers", None) or os.cpu_count() or 1
+
+    @property
+    def workers(self) -> int:
+        """Packs that run at the same time."""
+        return self._workers
+
+    @property
+    def slots(self) -> int:
+        """Packs that are under way or wait at the workers."""
+        return 2 * self.workers
+
+    def submit(self, pack: list[Group], budget: float) -> Future[PackResult]:
+        """Start a pack."""
+        return self.executor.submit(run_pack, pack, versions(), budget)
+
+    def lost(self, error: BaseException) -> bool:
+        """Return whether a pack that ended with this died with its worker, and can be run again."""
+        return False
+
+    def rebuild(self) -> None:
+        """Make it work again after a death."""
+
+    def close(self, now: bool = False) -> None:
+        """Release what this object made; ``now`` gives up what is under way."""
+
+
+class Here(Engine):
+    """The process itself; Ctrl-C works within a pack."""
+
+    def __init__(self) -> None:
+        super().__init__(_Inline(), 1)
+
+    @property
+    def slots(self) -> int:
+        """One: a pack runs when it is submitted."""
+        return 1
+
+
+class _Inline(Executor):
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Processes(Engine):
+    """Spawned processes of one thread each."""
+
+    breaks = True
+
+    def __init__(self, workers: int) -> None:
+        if isinstance(workers, bool) or workers < 1:
+            raise ValueError(f"workers must be an integer >= 1, received {workers}")
+        self._workers = workers
+        self.executor = self._pool()
+
+    def _pool(self) -> Executor:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        for _ in range(3):
+            pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _begin_worker)
+            try:
+                pool.submit(versions).result()
+                return pool
+            except BrokenExecutor:
+                pool.shutdown()
+            except BaseException:
+                _kill(pool)
+                raise
+        raise RuntimeError(
+            "worker processes do not start; a script that starts them needs "
+            'if __name__ == "__main__": around its code'
+        )
+
+    def lost(self, error: BaseException) -> bool:
+        """Return whether a process of the pool died."""
+        return isinstance(error, BrokenExecutor)
+
+    def rebuild(self) -> None:
+        """Start a new pool."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        self.executor = self._pool()
+
+    def close(self, now: bool = False) -> None:
+        """End the processes."""
+        if now:
+            _kill(self.executor)
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill(pool: Any) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Cluster(Engine):
+    """A Dask cluster; workers may come and go."""
+
+    def __init__(self, client: Any) -> None:
+        self._own = isinstance(client, str)
+        try:
+            from distributed import Client
+            from distributed.scheduler import KilledWorker
+        except ImportError:
+            raise ValueError("a Dask cluster needs dask: pip install 'quadlab[dask]'") from None
+        if self._own:
+            address = client
+            try:
+                client = Client(address, timeout=10, set_as_default=False)
+            except (OSError, ValueError) as error:
+                told = " ".join(str(error).split())
+                raise ValueError(f"no Dask scheduler answers at {address}: {told}") from None
+        self._killed = KilledWorker
+        self._client = client
+        self._asked, self._threads = -math.inf, 1
+        self.executor = client.get_executor(pure=False)
+
+    @property
+    def workers(self) -> int:
+        """Threads of all workers at present, asked every few seconds."""
+        if perf_counter() - self._asked > 5.0:
+            self._threads = max(1, sum(self._client.nthreads().values()))
+            self._asked = perf_counter()
+        return self._threads
+
+    def lost(self, error: BaseException) -> bool:
+        """Return whether Dask gave up on a pack, several of whose workers died."""
+        return isinstance(error, self._killed)
+
+    def close(self, now: bool = False) -> None:
+        """Give up what is under way, and leave the cluster as it is."""
+        self.executor.shutdown(wait=False)
+        if self._own:
+            self._client.close()
+
+
+def engine_of(executor: Any) -> Engine:
+    """Return the engine that the argument `executor` of a sweep names.
+
+    Raises
+    ------
+    ValueError
+        If it names none.
+
+    Examples
+    --------
+    >>> type(engine_of(None)).__name__
+    'Here'
+    """
+    if executor is None:
+        return Here()
+    if isinstance(executor, Executor):
+        return Engine(executor)
+    if isinstance(executor, int):
+        return Processes(executor)
+    if isinstance(executor, str) or type(executor).__module__.startswith("distributed."):
+        return Cluster(executor)
+    raise ValueError(
+        "executor must be None, a number of processes, the address of a Dask scheduler, a Client or an "
+        f"Executor, received {shown(executor)}"
+    )
+
+
+# -- from the runs to do to their outcomes -------------------------------------------------------------------
+
+
+@dataclass
+class _Pack:
+    groups: list[Group]
+    deaths: int = 0
+
+
+@dataclass
+class Packs:
+    """The groups still to run, cut into packs as the measured speed suggests."""
+
+    groups: deque[Group]
+    seconds: float = PACK_SECONDS
+    again: deque[_Pack] = field(default_factory=deque)
+    #: Packs that died with their worker more often than chance explains; each runs with no other beside it.
+    suspects: deque[_Pack] = field(default_factory=deque)
+    _count: int = 1
+    _lanes: bool = False
+    _cost: float = math.inf
+
+    def take(self, workers: int) -> _Pack | None:
+        """Return the next pack, or None."""
+        if self.again:
+            return self.again.popleft()
+        if not self.groups:
+            return None
+        cost = max(self._cost, 1e-7)
+        # The last packs get smaller, so that all workers end at about the same time.
+        fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
+        count = min(math.ceil(self.seconds / cost), fair)
+        if self._lanes:
+            count = max(count, FULL_LANES)
+        count = max(1, min(count, 8 * self._count, len(self.groups)))
+        return _Pack([self.groups.popleft() for _ in range(count)])
+
+    def learn(self, pack: _Pack, result: PackResult) -> None:
+        """Take in what a pack cost, and back what it did not begin."""
+        done = len(result.outcomes)
+        if done < len(pack.groups):
+            self.again.append(_Pack(pack.groups[done:], pack.deaths))
+            self._count = done
+        else:
+            self._count = max(done, self._count)
+        self._cost, self._lanes = result.seconds / done, result.lanes
+
+    def died(self, pack: _Pack, alone: bool, error: BaseException) -> list[tuple[Group, list[Outcome]]]:
+        """Put a pack that died with its worker where it is run again; return the run that is to blame."""
+        pack.deaths += 1
+        if not alone:
+            (self.again if pack.deaths <= DEATHS else self.suspects).append(pack)
+            return []
+        problem, settings = pack.groups[0]
+        if len(pack.groups) > 1:
+            halves = [pack.groups[0::2], pack.groups[1::2]]
+        elif len(settings) > 1:
+            halves = [[(problem, settings[0::2])], [(problem, settings[1::2])]]
+        else:
+            text = f"its worker died, {pack.deaths} times: {type(error).__name__}"
+            return [(pack.groups[0], [(FAILED, "{}", text, 0.0)])]
+        self.suspects.extend(_Pack(half, pack.deaths) for half in halves)
+        return []
+
+
+def compute(packs: Packs, engine: Engine) -> Generator[list[tuple[Group, list[Outcome]]], None, None]:
+    """Yield what has ended, until all has; closing the generator gives up what is under way."""
+    pending: dict[Future[PackResult], _Pack] = {}
+    finished = False
+    try:
+        while True:
+            alone = False
+            broken = False
+            workers, slots = engine.workers, engine.slots
+            while not broken and len(pending) < slots and (pack := packs.take(workers)) is not None:
+                broken = not _submitted(pack, packs, engine, pending)
+            if not broken and not pending and packs.suspects:
+                alone = True
+                pack = packs.suspects.popleft()
+                broken = not _submitted(pack, packs, engine, pending)
+            if not pending and not broken:
+                break
+            ended: list[tuple[Group, list[Outcome]]] = []
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    pack = pending.pop(future)
+                    error = (
+                        CancelledError("given up by the executor")
+                        if future.cancelled()
+                        else future.exception()
+                    )
+                    if error is None:
+                        result = future.result()
+                        packs.learn(pack, result)
+                        ended += zip(pack.groups, result.outcomes, strict=False)
+                    elif engine.lost(error):
+                        broken = broken or engine.breaks
+                        ended += packs.died(pack, alone, error)
+                    else:
+                        raise error
+                if not broken:
+                    break  # where a pool broke, the others of its packs end at once, most of them dead
+            if broken:
+                engine.rebuild()
+            if ended:
+                yield ended
+        finished = True
+    finally:
+        for future in pending:
+            future.cancel()
+        engine.close(now=not finished)
+
+
+def _submitted(pack: _Pack, packs: Packs, engine: Engine, pending: dict[Future[PackResult], _Pack]) -> bool:
+    """Submit a pack; False, and the pack is put back, if the pool is found dead."""
+    try:
+        pending[engine.submit(pack.groups, 4.0 * packs.seconds)] = pack
+    except BrokenExecutor as error:
+        if not engine.lost(error):
+            raise
+        packs.again.appendleft(pack)
+        return False
+    return True

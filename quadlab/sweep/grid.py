@@ -1,0 +1,264 @@
+"""The runs of a sweep: products, zips and lists of named axes, as configurations in plain data.
+
+A grid is a table, in Python as in TOML, with the sections
+
+- ``fixed``: name = value, the same for all runs;
+- ``product``: name = list of values, all combinations (or a range: ``{range = [start, stop, step]}``,
+  ``{linear = [first, last, count]}``, ``{log = [first, last, count]}``);
+- ``zip``: a table, or several, of lists of equal length that move together;
+- ``list``: a list of tables, written out;
+
+all multiplied with one another. A table without sections is a product; a list of grids (TOML: ``[[grid]]``)
+is their union, in which a run that occurs twice counts once. The names are those of
+`quadlab.sweep.configuration`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadlab import __version__
+from quadlab._arrays import shown
+from quadlab.sweep.configuration import RUN_NAMES, build_problem, build_setting, check_names, expand
+
+#: Raised by one when a configuration would give other numbers than before.
+SCHEMA = 1
+SECTIONS = ("fixed", "product", "zip", "list")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One axis: a name and, for each of its points, the names and values it sets."""
+
+    name: str
+    points: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A union of products of factors; made by `read_grid`.
+
+    Attributes
+    ----------
+    parts : tuple of tuple of Factor
+    problems, settings : list of str
+        The distinct halves of the configurations, canonical JSON.
+    problem_of, setting_of : ndarray of int
+        Per run, which.
+    keys : list of str
+        Per run, the hash of its configuration and of the versions that matter.
+    """
+
+    parts: tuple[tuple[Factor, ...], ...]
+    problems: list[str]
+    settings: list[str]
+    problem_of: np.ndarray
+    setting_of: np.ndarray
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        dims = " x ".join(f"{name} {n}" for name, n in self.dims.items())
+        return f"<Grid: {len(self)} runs on {len(self.problems)} problems: {dims}>"
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Names and lengths of the axes with more than one point; of a union, all runs in a row."""
+        if len(self.parts) > 1:
+            return {"run": len(self)}
+        return {f.name: len(f.points) for f in self.parts[0] if len(f.points) > 1} or {"run": len(self)}
+
+    def configuration(self, run: int) -> dict[str, Any]:
+        """Return the names and values of a run."""
+        problem, setting = self.problems[self.problem_of[run]], self.settings[self.setting_of[run]]
+        return {**json.loads(problem), **json.loads(setting)}
+
+    def config_json(self, run: int) -> str:
+        """Return the configuration of a run as it is hashed and stored."""
+        return _joined(self.problems[self.problem_of[run]], self.settings[self.setting_of[run]])
+
+    def check(self) -> None:
+        """Raise ValueError if a method or stop, or the first problem, is malformed."""
+        for setting in self.settings:
+            build_setting(setting)
+        build_problem(self.problems[0])
+
+
+def read_grid(spec: Any) -> Grid:
+    """Return the grid of a table, of a list of tables, or of a TOML file.
+
+    Parameters
+    ----------
+    spec : dict, list of dict, str, Path or Grid
+
+    Returns
+    -------
+    Grid
+
+    Raises
+    ------
+    ValueError
+        On a malformed grid, naming the axis.
+
+    Examples
+    --------
+    >>> read_grid({"case": ["het", "hom"], "method": ["gd:lambda_g"], "eps": 1e-3, "seed": range(5)})
+    <Grid: 10 runs on 10 problems: case 2 x seed 5>
+    """
+    if isinstance(spec, Grid):
+        return spec
+    if isinstance(spec, (str, Path)):
+        try:
+            with open(spec, "rb") as file:
+                spec = tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{spec} is not TOML: {error}") from None
+        if set(spec) == {"grid"}:
+            spec = spec["grid"]
+    tables = list(spec) if isinstance(spec, (list, tuple)) else [spec]
+    if not tables:
+        raise ValueError("a grid needs at least one table, received none")
+    parts = tuple(_part(table) for table in tables)
+    problems: dict[str, int] = {}
+    settings: dict[str, int] = {}
+    rows: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        for problem, setting in _halves(part):
+            key = _key(problem, setting)
+            rows[key] = (
+                problems.setdefault(problem, len(problems)),
+                settings.setdefault(setting, len(settings)),
+            )
+    if not rows:
+        raise ValueError("the grid has no runs: an axis is empty")
+    if len(parts) == 1 and len(rows) != math.prod(len(f.points) for f in parts[0]):
+        raise ValueError("an axis has the same value twice")
+    pairs = np.array(list(rows.values()), dtype=np.int64)
+    return Grid(parts, list(problems), list(settings), pairs[:, 0], pairs[:, 1], list(rows))
+
+
+def _part(table: Any) -> tuple[Factor, ...]:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"a grid must be a table of named axes, received {shown(table)}")
+    if not any(name in SECTIONS for name in table):
+        table = {"product": table}
+    unknown = [name for name in table if name not in SECTIONS]
+    if unknown:
+        raise ValueError(f"a section must be one of {', '.join(SECTIONS)}, received {unknown[0]!r}")
+    for section in ("fixed", "product"):
+        if not isinstance(table.get(section, {}), Mapping):
+            raise ValueError(f"section {section} must be a table, received {shown(table[section])}")
+    factors = [Factor("fixed", [_point(table.get("fixed", {}))])]
+    for name, values in table.get("product", {}).items():
+        factors.append(Factor(name, [expand(name, value) for value in _values(name, values)]))
+    zips = table.get("zip", [])
+    for tied in [zips] if isinstance(zips, Mapping) else zips:
+        columns = {name: _values(name, values) for name, values in tied.items()}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise ValueError(f"axes that are zipped must have equal length, received {told}")
+        rows = zip(*columns.values(), strict=True)
+        factors.append(
+            Factor(next(iter(columns)), [_point(dict(zip(columns, row, strict=True))) for row in rows])
+        )
+    if "list" in table:
+        factors.append(Factor("list", [_point(entry) for entry in table["list"]]))
+    seen: dict[str, str] = {}
+    for factor in factors:
+        for name in sorted({name for point in factor.points for name in point}):
+            if name in seen:
+                raise ValueError(f"{name} is set twice, by {seen[name]} and by {factor.name}")
+            seen[name] = factor.name
+    common = [set.intersection(*(set(p) for p in f.points)) if f.points else set() for f in factors]
+    for k, factor in enumerate(factors):  # every combination has the common names and those of one point
+        rest = set().union(*(names for j, names in enumerate(common) if j != k))
+        for names in {frozenset(point) for point in factor.points}:
+            check_names(rest | names)
+    return tuple(factors)
+
+
+def _point(table: Any) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"a run must be a table of names and values, received {shown(table)}")
+    merged: dict[str, Any] = {}
+    for name, value in table.items():
+        for key, item in expand(name, value).items():
+            if key in merged:
+                raise ValueError(f"{key} is set twice, received {shown(merged[key])} and {shown(item)}")
+            merged[key] = item
+    return merged
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    """Return the values of an axis; one that is no list stands for itself."""
+    if isinstance(values, Mapping) and len(values) == 1:
+        ((form, arguments),) = values.items()
+        if form in ("range", "linear", "log"):
+            try:
+                numbers = list(arguments) if isinstance(arguments, (list, tuple)) else [arguments]
+                make = {"range": range, "linear": np.linspace, "log": np.geomspace}[form]
+                return list(make(*numbers))  # type: ignore[operator]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"axis {name}: {form} {shown(arguments)}: {error}") from None
+    if isinstance(values, (list, tuple, range, np.ndarray)):
+        if name == "statistics" and all(isinstance(value, str) for value in values):
+            return [list(values)]  # one list of names is one value
+        return list(values)
+    return [values]
+
+
+def _halves(part: tuple[Factor, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the two halves of each configuration, last axis fastest, as canonical JSON."""
+
+    def walk(k: int, fragments: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        if k == len(part):
+            fragments = sorted(fragments)
+            problem = ",".join(text for name, text in fragments if name not in RUN_NAMES)
+            setting = ",".join(text for name, text in fragments if name in RUN_NAMES)
+            yield "{" + problem + "}", "{" + setting + "}"
+        else:
+            for texts in encoded[k]:
+                yield from walk(k + 1, fragments + texts)
+
+    encoded = [
+        [
+            [(name, f"{json.dumps(name)}:{canonical(value)}") for name, value in point.items()]
+            for point in f.points
+        ]
+        for f in part
+    ]
+    return walk(0, [])
+
+
+def canonical(value: Any) -> str:
+    """Return JSON with one spelling: sorted names, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@cache
+def versions() -> str:
+    """Return what the numbers of a run depend on beside its configuration, canonical JSON."""
+    numerical = {name: metadata.version(name) for name in ("numpy", "scipy", "numba")}
+    return canonical({"quadlab": __version__, "schema": SCHEMA, **numerical})
+
+
+def _joined(problem: str, setting: str) -> str:
+    return f'{{"problem":{problem},"run":{setting}}}'
+
+
+def _key(problem: str, setting: str) -> str:
+    return hashlib.sha256((versions() + _joined(problem, setting)).encode()).hexdigest()[:32]

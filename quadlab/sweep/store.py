@@ -1,0 +1,248 @@
+"""The store: one SQLite file, a row a run, in which a sweep that was killed goes on.
+
+Rows are written in transactions of whole packs. SQLite's write-ahead log makes each of them happen wholly or
+not at all, whatever kills the process, and lets several processes write to one file. A row's key is a hash of
+the run's configuration and of the versions that matter, so a run is never stored twice, and never mistaken
+for one that another version computed.
+
+A store is looked at before it is opened for writing: one that is of another schema, damaged, or no store at
+all is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from time import sleep
+from typing import Any, NamedTuple
+
+#: Of the layout below; other layouts are refused.
+STORE_SCHEMA = 1
+#: "QLsw", where SQLite keeps the kind of a file.
+APPLICATION_ID = 0x514C7377
+FAILED = "failed"
+#: Seconds to wait for another process that is writing.
+PATIENCE = 60.0
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS runs (
+    key TEXT PRIMARY KEY,     -- hash of the configuration and of the versions that matter
+    config TEXT NOT NULL,     -- JSON: {"problem": {...}, "run": {...}}
+    status TEXT NOT NULL,     -- how the run ended, or failed
+    result TEXT NOT NULL,     -- JSON: iterations, learning_rate, ...; of a failed run {}
+    error TEXT,               -- why it failed
+    seconds REAL NOT NULL,    -- its share of the wall time of its pack
+    checksum INTEGER NOT NULL -- of key, config, status, result, error
+)
+"""
+# A result is never overwritten; a failed run is, when it was retried.
+_WRITE = """
+INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    status = excluded.status, result = excluded.result, error = excluded.error, seconds = excluded.seconds,
+    checksum = excluded.checksum
+WHERE runs.status = 'failed'
+"""
+
+
+class Row(NamedTuple):
+    """One stored run."""
+
+    key: str
+    config: str
+    status: str
+    result: str
+    error: str | None
+    seconds: float
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of what the row says, all but the wall time."""
+        return zlib.crc32("\0".join([*self[:4], self.error or ""]).encode())
+
+
+class Store:
+    """The rows of a file, or of this process's memory.
+
+    Parameters
+    ----------
+    path : str, Path or None
+        The file, made if there is none; None keeps the rows in memory.
+    write : bool
+        False only reads, and makes no file.
+
+    Raises
+    ------
+    ValueError
+        If the file is no store, one of another schema, or damaged; it is left untouched.
+    OSError
+        If it cannot be opened.
+
+    Examples
+    --------
+    >>> with closing(Store(None)) as store:
+    ...     store.write([Row("k", "{}", "converged", '{"iterations":3}', None, 0.1)])
+    ...     dict(store.statuses(["k", "other"]))
+    {'k': 'converged'}
+    """
+
+    def __init__(self, path: str | Path | None, write: bool = True) -> None:
+        self.path = None if path is None else Path(path)
+        self._connection: sqlite3.Connection | None = None
+        if self.path is None or not (write or self.path.exists()):
+            self._connection = sqlite3.connect(":memory:", isolation_level=None)
+            self._connection.execute(_TABLE)
+            return
+        try:
+            if _looked_at(self.path):
+                with closing(_connect(self.path, "ro")) as connection:
+                    _check(connection, self.path)
+            self._connection = _connect(self.path, "rwc" if write else "ro")
+            if write:
+                self._prepare()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, sqlite3.Error):
+                raise _explained(error, self.path) from None
+            raise
+
+    def _prepare(self) -> None:
+        """Make the table if this is a new file; twice, or by two processes at once, is the same as once."""
+        connection = self._db
+        (has_table,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not has_table:
+            # In the journal mode of a new file, so that its kind stands in its first bytes from the start on.
+            with _Transaction(connection):
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {STORE_SCHEMA}")
+                connection.execute(_TABLE)
+        for _ in range(int(PATIENCE * 20)):  # SQLite itself does not wait for this lock
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                sleep(0.05)
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise ValueError(f"store {self.path} is closed")
+        return self._connection
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Write rows in one transaction: all of them, or none and an OSError."""
+        try:
+            with _Transaction(self._db):
+                self._db.executemany(_WRITE, ((*row, row.checksum) for row in rows))
+        except sqlite3.Error as error:
+            raise _explained(error, self.path) from None
+
+    def statuses(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield (key, status) of the keys that are stored."""
+        wanted = set(keys)
+        for key, status in self._read("SELECT key, status FROM runs"):
+            if key in wanted:
+                yield key, status
+
+    def rows(self, keys: Iterable[str]) -> Iterator[Row]:
+        """Yield the stored rows of the keys, in the order of the file.
+
+        Raises
+        ------
+        ValueError
+            If a row is not what was written.
+        """
+        wanted = set(keys)
+        columns = "key, config, status, result, error, seconds, checksum"
+        for *values, checksum in self._read(f"SELECT {columns} FROM runs"):
+            if values[0] in wanted:
+                row = Row(*values)
+                if row.checksum != checksum:
+                    raise ValueError(f"store {self.path} is damaged: run {row.key} is not what was written")
+                yield row
+
+    def _read(self, statement: str) -> Iterator[Any]:
+        try:
+            yield from self._db.execute(statement)
+        except sqlite3.Error as error:
+            raise _explained(error, self.path) from None
+
+    def close(self) -> None:
+        """Close the file; what was written stays."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE ... COMMIT, rolled back on any exception, Ctrl-C included."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: Any, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._connection.execute("COMMIT")
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=PATIENCE
+    )
+
+
+def _looked_at(path: Path) -> bool:
+    """Return whether the file holds a store of this schema; False: there is none yet.
+
+    Its first bytes are read as bytes, since SQLite would write beside a file merely to look into it.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(100)
+    except FileNotFoundError:
+        return False
+    if not head:
+        return False  # killed before the first write
+    if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
+        raise ValueError(f"store {path} is no SQLite file")
+    if int.from_bytes(head[68:72]) != APPLICATION_ID:
+        raise ValueError(f"store {path} is an SQLite file, but no store of a sweep")
+    schema = int.from_bytes(head[60:64])
+    if schema != STORE_SCHEMA:
+        raise ValueError(f"store {path} has schema {schema}, quadlab reads {STORE_SCHEMA}: use another file")
+    return True
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        (told,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            raise
+        told = str(error)
+    if told != "ok":
+        raise ValueError(f"store {path} is damaged: {' '.join(told.split())}")
+
+
+def _explained(error: sqlite3.Error, path: Path | None) -> Exception:
+    text = str(error)
+    if isinstance(error, sqlite3.OperationalError) or "readonly" in text:
+        if "full" in text:
+            text += "; what was written is kept, and the same call goes on from there"
+        elif path is not None and "unable to open" in text and not os.path.isdir(path.absolute().parent):
+            text += f": no folder {path.absolute().parent}"
+        return OSError(f"store {path}: {text}")
+    return ValueError(f"store {path} is damaged: {text}")
