@@ -41,11 +41,17 @@ class RunComparison:
 
     @cached_property
     def best(self) -> Evaluation | None:
-        """The smallest upper bound on the count that applies; None if there is none."""
+        """The smallest upper bound on the count that applies; None if there is none.
+
+        A bound that uses maxima along the trajectory says nothing before the run has stopped.
+        """
         candidates = [
             e
             for e in self.evaluations
-            if e.bound.kind == "upper" and e.bound.quantity == ITERATIONS and finite(e.value) is not None
+            if e.bound.kind == "upper"
+            and e.bound.quantity == ITERATIONS
+            and finite(e.value) is not None
+            and (self.run.converged or not e.bound.needs)
         ]
         return min(candidates, key=lambda e: e.value or 0.0, default=None)
 

@@ -262,7 +262,7 @@ class Adam(Method):
     :math:`\hat m = m/(1-\beta_1^{t+1})`, :math:`\hat v = v/(1-\beta_2^{t+1})`. With
     :math:`\beta_2 = 1` the preconditioner is frozen: v stays :math:`g_0^2` (zhang2024, Theorem 1).
     Adam(0, 0, 0) is SignSGD, bit for bit while :math:`|g_i|` is 0 or in 1e-145..1e154
-    (squares below 1e-290 become 0).
+    (squares below 1e-290 become 0). The corrections multiply, as :math:`m \cdot (1/(1-\beta_1^{t+1}))`.
 
     Parameters
     ----------

@@ -198,3 +198,10 @@ def test_frozen_pieces():
     assert isinstance(ql.compare(ql.case("het"), []), Comparison)
     with pytest.raises(AttributeError):
         ql.compare(ql.case("het"), []).seed = 3
+
+
+def test_a_cut_run_names_no_bound_on_its_trajectory():
+    entry = ql.compare(ql.case("het"), ql.GD("lambda_g"), ql.GradientNorm(1e-6), max_iterations=3).runs[0]
+    assert not entry.run.converged
+    assert entry["gd.gradient_weighted"].value is not None
+    assert entry.best_bound == "gd.a_priori_linear"
