@@ -1,7 +1,7 @@
-"""The command line: ``quadlab cases | bounds | compare | falsify | figures | warmup``, each with ``--json``.
+"""The command line: ``quadlab COMMAND``, each with ``--json``; ``quadlab --help`` lists the commands.
 
-Exit status: 0; 1 if a bound is violated; 2 with one line on stderr for bad input. Everything but argparse is
-imported by the command that needs it, so that ``quadlab --help`` is immediate.
+Exit status: 0; 1 if a bound is violated or a run of a sweep failed; 2 with one line on stderr for bad input.
+Everything but argparse is imported by the command that needs it, so that ``quadlab --help`` is immediate.
 """
 
 from __future__ import annotations
@@ -70,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", metavar="NAME", help="figures to draw; default all")
     sub.add_argument("--out", type=Path, default=Path("figures"), help="folder; default figures")
     sub.add_argument("--quick", action="store_true", help="small samples, to look")
+    sub = command("sweep", _sweep, "Run a grid of named axes into a store that a killed sweep goes on from.")
+    sub.add_argument("spec", type=Path, metavar="SPEC.toml", help="the grid; see quadlab.sweep.grid")
+    sub.add_argument("--store", type=Path, metavar="FILE", help="SQLite file; default SPEC.sqlite")
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes; default 1, this one")
+    sub.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler, such as tcp://host:8786")
+    sub.add_argument("--dry-run", action="store_true", help="count the runs and estimate the time")
+    sub.add_argument("--retry-failed", action="store_true", help="run again what is stored as failed")
+    sub.add_argument("--csv", type=Path, metavar="FILE", help="write the table")
     return top
 
 
@@ -269,6 +277,37 @@ def _falsify(options: argparse.Namespace) -> int:
     else:
         print(result)
     return 1 if result.violated else 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from quadlab.sweep import estimate, sweep
+
+    if options.workers < 1:
+        raise ValueError(f"--workers must be >= 1, received {options.workers}")
+    if options.dask and options.workers != 1:
+        raise ValueError("--workers and --dask exclude each other: a cluster has its own workers")
+    store = options.store or options.spec.with_suffix(".sqlite")
+    if options.dry_run:
+        plan = estimate(options.spec, store, options.workers, retry_failed=options.retry_failed)
+        if options.json:
+            _print_json(asdict(plan))
+        else:
+            print(
+                f"{plan.runs} runs: {plan.stored} stored, {plan.failed} failed, {plan.to_do} to do, "
+                f"about {plan.seconds:.3g} s on {options.workers} worker(s)"
+            )
+        return 0
+    executor = options.dask or (options.workers if options.workers > 1 else None)
+    table = sweep(options.spec, store, executor, retry_failed=options.retry_failed)
+    if options.csv:
+        table.to_csv(options.csv)
+    if options.json:
+        _print_json({"store": str(store), "statuses": table.statuses, "runs": list(table.rows())})
+    else:
+        print(f"{table!r} in {store}")
+    return 1 if "failed" in table.statuses else 0
 
 
 def _figures(options: argparse.Namespace) -> int:

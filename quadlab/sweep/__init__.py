@@ -198,7 +198,7 @@ class Estimate:
 def estimate(
     grid: Any, store: str | Path | None = None, workers: int = 1, *, retry_failed: bool = False
 ) -> Estimate:
-    """Count the runs of a sweep and estimate its time from a sample of about a second; nothing is stored.
+    """Count the runs of a sweep and estimate its time from a sample of a second or three; nothing is stored.
 
     Parameters
     ----------
@@ -236,7 +236,9 @@ def estimate(
             result = run_pack(chosen, versions(), SAMPLE_SECONDS)
             sample = sum(map(len, result.outcomes))
             per_run = result.seconds / sample
-            if count >= len(groups) or perf_counter() - begin + 8 * result.seconds > 2 * SAMPLE_SECONDS:
+            # In lanes eight problems take little longer than one.
+            next_seconds = (3 if result.lanes else 8) * result.seconds
+            if count >= len(groups) or perf_counter() - begin + next_seconds > 3 * SAMPLE_SECONDS:
                 break
             count = min(8 * count, len(groups))
     return Estimate(

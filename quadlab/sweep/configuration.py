@@ -164,10 +164,10 @@ def _expand_method(value: Any) -> dict[str, Any]:
         value = {name: options}
     if isinstance(value, str):
         value = {value: {}}
-    ((name, options),) = value.items() if isinstance(value, Mapping) and len(value) == 1 else [("", None)]
-    if not isinstance(options, Mapping):
+    tagged = list(value.items()) if isinstance(value, Mapping) else []
+    if len(tagged) != 1 or not isinstance(tagged[0][1], Mapping):
         raise ValueError(f"method must be a name, a Method or {{name: options}}, received {shown(value)}")
-    options = {key: plain(item, key) for key, item in options.items()}
+    name, options = tagged[0][0], {key: plain(item, key) for key, item in tagged[0][1].items()}
     if name in METHODS:
         return {"method": name, **options}
     if ":" not in name:
