@@ -10,6 +10,10 @@ formula or its rounding.
 A check is one (problem, method, bound) with the assumptions met and a verdict, true or false. Batch k depends
 on the seed and k alone, and batches count in order, so a seed gives the same checks on any number of
 processes. A violation is saved as a problem file and a JSON file beside it; ``--batch K`` repeats its batch.
+
+The column "rounded" counts the verdicts in which the library's resolution rule (float64 does not know the
+tested quantity that finely) spoke, and not the bound: a stopped run that is inconclusive, or a statistic that
+is beyond its bound by more than 1e-12 and held to agree.
 """
 
 from __future__ import annotations
@@ -341,6 +345,18 @@ class Line:
 
     verdicts: Counter = field(default_factory=Counter)  # True, False, None where it applied
     ratios: list[float] = field(default_factory=list)  # measured / bound
+    rounded: int = 0  # verdicts that the resolution of float64 decided, not the bound
+
+    def add(self, run: Run, evaluation: Evaluation) -> None:
+        kind, holds = evaluation.bound.kind, evaluation.holds
+        self.verdicts[holds] += 1
+        if evaluation.bound.quantity == "iterations":
+            rounded = holds is None and run.converged
+        else:
+            rounded = holds is True and beyond(kind, evaluation.value, evaluation.measured)
+        self.rounded += rounded
+        if evaluation.ratio is not None and holds is not None and not rounded:
+            self.ratios.append(evaluation.ratio)
 
     @property
     def checked(self) -> int:
@@ -349,6 +365,14 @@ class Line:
     @property
     def applies(self) -> int:
         return self.verdicts.total()
+
+
+def beyond(kind: str, value: float | None, measured: float | None) -> bool:
+    """Whether a statistic is on the wrong side of its bound by more than the relative 1e-12 of the rule."""
+    if value is None or measured is None:
+        return False
+    excess = (measured - value) * (-1 if kind == "lower" else 1)
+    return (abs(excess) if kind == "exact" else excess) > 1e-12 * abs(value)
 
 
 @dataclass
@@ -372,18 +396,19 @@ class Tally:
             mine = self.lines[name]
             mine.verdicts.update(line.verdicts)
             mine.ratios += line.ratios
+            mine.rounded += line.rounded
         self.violations += other.violations
         self.runs += other.runs
 
     def __str__(self) -> str:
-        head = ("bound", "kind", "checked", "applies", "held", "inconclusive", "violated", "median", "best")
-        rows = [head]
+        head = ("bound", "kind", "checked", "applies", "held", "inconclusive", "rounded", "violated")
+        rows: list[tuple[str, ...]] = [(*head, "median", "best")]
         for entry in bounds():
             line = self.lines.get(entry.name, Line())
             v, ratios = line.verdicts, line.ratios
             best = (min if entry.kind == "lower" else max)(ratios, default=math.nan)
             median = float(np.median(ratios)) if ratios else math.nan
-            numbers = (line.checked, line.applies, v[True], v[None], v[False])
+            numbers = (line.checked, line.applies, v[True], v[None], line.rounded, v[False])
             rows.append(
                 (entry.name, entry.kind, *(f"{n:,}" for n in numbers), f"{median:.4g}", f"{best:.6g}")
             )
@@ -426,10 +451,7 @@ def run_batch(
         for evaluation in evaluate(run, chosen):
             if not evaluation.applies:
                 continue
-            line = tally.lines[evaluation.name]
-            line.verdicts[evaluation.holds] += 1
-            if evaluation.ratio is not None and evaluation.holds is not None:
-                line.ratios.append(evaluation.ratio)
+            tally.lines[evaluation.name].add(run, evaluation)
             if evaluation.holds is False:
                 where = {"seed": seed, "batch": index, "run": k, "program": names[index % len(names)]}
                 tally.violations.append(report(run, evaluation, where, out))

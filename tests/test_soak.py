@@ -60,6 +60,7 @@ def test_no_bound_is_violated(tally):
 def test_every_bound_is_exercised(tally, name):
     line = tally.lines[name]
     assert line.checked == line.verdicts[True] >= 20
+    assert line.rounded <= 0.05 * line.checked
     if bounds()[name].kind == "upper":
         assert max(line.ratios) <= 1.0 + 1e-9
     else:
