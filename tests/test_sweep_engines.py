@@ -1,0 +1,225 @@
+"""Every engine gives the same table to the bit, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+from sweep_helpers import Lion
+from sweep_kills import content
+
+from quadlab.sweep import engines, sweep
+from quadlab.sweep.store import Store
+
+GRID = {
+    "fixed": {"eps": 1e-3, "relative": True, "statistics": ["sup_lambda_g", "parameter_weighted"]},
+    "product": {
+        "case": ["het", "hom", "het-axis"],
+        "method": ["gd:lambda_g", "signsgd:lambda_p", "adam:0.01", Lion(1e-2)],
+        "max_iterations": [50, 2000],
+        "seed": range(40),
+    },
+}
+SLOW = {
+    "problem": "sweep_helpers:slow",
+    "index": range(300),
+    "method": ["gd:lambda_g", "adam:0.01"],
+    "eps": 1,
+}
+TESTS = str(Path(__file__).parent)
+
+
+@cache
+def local(name):
+    return content(sweep({"GRID": GRID, "SLOW": SLOW}[name]))
+
+
+def test_processes():
+    assert content(sweep(GRID, executor=2)) == local("GRID")
+
+
+def test_any_executor():
+    with ThreadPoolExecutor(3) as threads:
+        assert content(sweep(GRID, executor=threads, pack_seconds=0.02)) == local("GRID")
+        assert threads.submit(int).result() == 0  # it is left to its owner
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        assert content(sweep(GRID, executor=processes)) == local("GRID")
+
+
+def test_pack_length_changes_nothing():
+    assert content(sweep(GRID, pack_seconds=1e-6)) == local("GRID")
+    assert content(sweep(GRID, pack_seconds=100.0)) == local("GRID")
+
+
+def test_a_killed_process_does_not_end_the_sweep(tmp_path):
+    killed = []
+    path = tmp_path / "s.sqlite"
+
+    def kill():
+        while len(killed) < 2:
+            time.sleep(0.1)
+            children = multiprocessing.active_children()
+            rows = 0
+            if path.exists() and children:
+                with Store(path, write=False)._db as connection:
+                    rows = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+            if 0 < rows < 500 and rows > 60 * len(killed):
+                os.kill(children[0].pid, signal.SIGKILL)
+                killed.append(rows)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    table = sweep(SLOW, path, executor=2, pack_seconds=0.1)
+    thread.join(timeout=5)
+    assert len(killed) == 2
+    assert content(table) == local("SLOW")
+
+
+@pytest.mark.parametrize("pack_seconds", [0.5])
+def test_a_run_that_kills_its_process_fails_alone(tmp_path, pack_seconds):
+    grid = {"problem": "sweep_helpers:deadly", "index": range(12), "method": "gd:lambda_g", "eps": 1}
+    table = sweep(grid, tmp_path / "s.sqlite", executor=2, pack_seconds=pack_seconds)
+    assert table.statuses == {"converged": 11, "failed": 1}
+    assert table["status"][7] == "failed"
+    assert "worker died" in table["error"][7]
+
+
+def test_workers_that_cannot_start_are_an_error(monkeypatch):
+    monkeypatch.setattr(engines, "_begin_worker", os.abort)
+    with pytest.raises(RuntimeError, match="do not start"):
+        sweep({"case": "het", "method": "gd:lambda_g", "eps": 1}, executor=1)
+
+
+def test_a_worker_of_other_versions_is_refused(monkeypatch):
+    monkeypatch.setattr(engines, "versions", lambda: "others")
+    with (
+        ThreadPoolExecutor(1) as threads,
+        pytest.raises(RuntimeError, match="a worker has the versions"),
+    ):
+        real = engines.run_pack
+        monkeypatch.setattr(engines, "run_pack", lambda pack, sender, budget: real(pack, "mine", budget))
+        sweep({"case": "het", "method": "gd:lambda_g", "eps": 1}, executor=threads)
+
+
+def _threads_of_a_worker():
+    import numba
+    from threadpoolctl import threadpool_info
+
+    with engines._ONE_THREAD:
+        return numba.config.NUMBA_NUM_THREADS, [pool["num_threads"] for pool in threadpool_info()]
+
+
+def test_a_worker_has_one_thread():
+    engine = engines.Processes(1)
+    try:
+        numba_threads, blas_threads = engine.executor.submit(_threads_of_a_worker).result()
+    finally:
+        engine.close()
+    assert numba_threads == 1
+    assert set(blas_threads) == {1}
+
+
+def test_packs_at_once_share_one_limit_of_threads():
+    from threadpoolctl import threadpool_info
+
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas()
+    with engines._ONE_THREAD:
+        with engines._ONE_THREAD:
+            pass
+        assert set(blas()) == {1}
+    assert blas() == before
+
+
+@pytest.mark.parametrize("executor", [0, -1, True, 1.5, "tcp://127.0.0.1:1", "nonsense", object()])
+def test_a_bad_executor_is_one_line(executor, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    real = distributed.Client
+    monkeypatch.setattr(
+        distributed, "Client", lambda address, timeout, **options: real(address, timeout=1, **options)
+    )
+    with pytest.raises(ValueError, match=r"executor|workers|Dask scheduler") as caught:
+        sweep({"case": "het", "method": "gd:lambda_g", "eps": 1}, executor=executor)
+    assert "\n" not in str(caught.value)
+
+
+# -- Dask ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler and two worker processes of one thread that talk over TCP on the loopback interface."""
+    pytest.importorskip("distributed")
+    environment = {**os.environ, "PYTHONPATH": TESTS}
+    environment.pop("NUMBA_NUM_THREADS", None)
+    file = tmp_path / "scheduler.json"
+    common = ["--host", "tcp://127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
+
+    def spawn(module, *options):
+        command = [sys.executable, "-m", f"distributed.cli.{module}", *common, *options]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    scheduler = spawn("dask_scheduler", "--port", "0")
+    workers = [spawn("dask_worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    from distributed import Client
+
+    while not file.exists():
+        time.sleep(0.05)
+        assert scheduler.poll() is None
+    with Client(scheduler_file=str(file), set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        address = client.scheduler.address
+    try:
+        yield address, workers
+    finally:
+        for process in [*workers, scheduler]:
+            process.kill()
+            process.wait()
+
+
+def test_dask_with_a_worker_killed_in_mid_sweep(cluster, tmp_path):
+    address, workers = cluster
+    assert address.startswith("tcp://127.0.0.1:")
+    assert content(sweep(GRID, executor=address)) == local("GRID")
+
+    path, killed = tmp_path / "s.sqlite", []
+
+    def kill():
+        while not killed:
+            time.sleep(0.05)
+            if path.exists():
+                with Store(path, write=False)._db as connection:
+                    rows = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+                if rows > 100:
+                    workers[0].kill()
+                    killed.append(rows)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    table = sweep(SLOW, path, executor=address, pack_seconds=0.1)
+    thread.join(timeout=5)
+    assert 100 < killed[0] < 500
+    assert workers[0].poll() is not None
+    assert workers[1].poll() is None
+    assert content(table) == local("SLOW")
+
+
+def test_a_dask_client_is_left_open(cluster):
+    from distributed import Client
+
+    with Client(cluster[0], set_as_default=False) as client:
+        assert content(sweep(GRID, executor=client)) == local("GRID")
+        assert client.submit(int).result() == 0
