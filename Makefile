@@ -51,7 +51,7 @@ soak: setup-test
 # Rewrites the golden predictions; an update states its reason: make golden REASON="..."
 golden: setup-test
 	@test -n "$(REASON)" || { echo 'make golden: give the reason, make golden REASON="..."' >&2; exit 1; }
-	$(BIN)/python tests/golden.py --reason "$(REASON)"
+	$(BIN)/python tests/make_golden.py --reason "$(REASON)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
