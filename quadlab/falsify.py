@@ -86,6 +86,14 @@ class Instance(NamedTuple):
         table = compare(self.problem, self.method, self.stop, max_iterations=max_iterations, bounds=[bound])
         return table.runs[0].evaluations[0]
 
+    def __str__(self) -> str:
+        lines = [f"{self.method}, stop: {self.stop}"]
+        for block, x in zip(self.problem.blocks, self.problem.split(self.problem.displacement), strict=True):
+            entries = block.diagonal() if isinstance(block, DiagonalBlock) else block.to_dense()
+            small = block.size <= 12
+            lines.append(f"  block {entries.tolist()}, start {x.tolist()}" if small else f"  {block}")
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Falsification:
@@ -141,17 +149,14 @@ class Falsification:
     def __str__(self) -> str:
         verdict = "VIOLATED" if self.violated else "no violation"
         head = f"{self.bound}: {verdict}, {self.tried:,} runs tried; largest measured / bound"
-        problem, method, stop = self.found
-        lines = [f"{head} {self.best_ratio:.6g}", f"  {method}, stop: {stop}"]
-        if problem.size <= 12:
-            for block, x in zip(problem.blocks, problem.split(problem.displacement), strict=True):
-                entries = block.diagonal() if isinstance(block, DiagonalBlock) else block.to_dense()
-                lines.append(f"  block {entries.tolist()}, start {x.tolist()}")
+        lines = [f"{head} {self.best_ratio:.6g}", str(self.found)]
         if self.problem_file is not None:
-            test = stop_dict(stop)
+            test = stop_dict(self.found.stop)
             options = f"--stop {test['test']} --eps {test.get('eps', test.get('delta'))!r}"
-            command = f"quadlab compare {self.problem_file} --methods {method_text(method)} {options}"
-            lines.append(f"  {command}")
+            command = (
+                f"quadlab compare {self.problem_file} --methods {method_text(self.found.method)} {options}"
+            )
+            lines.append(command)
         return "\n".join(lines)
 
 
@@ -360,7 +365,7 @@ class _Search:
         max_iterations: int,
     ) -> None:
         self.entry, self.rng, self.cap = entry, rng, max_iterations
-        self.choices = _choices(entry, methods)
+        self.choices = choices(entry.families, entry.rules, methods)
         self.end, self.tries = time.monotonic() + budget, math.inf if tries is None else tries
         self.tried, self.best, self.violated, self.least = 0, -math.inf, False, 0
         self.worst: Instance | None = None
@@ -478,29 +483,51 @@ class _Search:
         return simplified(violation, violated, end - time.monotonic()) if violated(violation) else violation
 
 
-def _choices(entry: Bound, methods: Sequence[Callable[[Any], Method]] | None) -> list[tuple[Maker, str]]:
-    """Return the makers of methods with the step rules that the bound is for."""
+def choices(
+    families: Sequence[str] | None = None,
+    rules: Sequence[str] | None = None,
+    methods: Sequence[Callable[[Any], Method]] | None = None,
+) -> list[tuple[Maker, str]]:
+    """Return makers of methods, each with a step rule that goes with it.
+
+    A maker takes the learning rate, three numbers in [0, 1] for hyperparameters, and the mean |g_0,i|.
+
+    Parameters
+    ----------
+    families, rules : sequence of str, optional
+        All by default.
+    methods : sequence of callables, optional
+        Functions ``learning_rate -> method``, instead of the families'.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> [(str(make(rule, np.zeros(3), 1.0)), rule) for make, rule in choices(["normalized_gd"], ["lemma"])]
+    [('NormalizedGD(lemma)', 'lemma')]
+    """
     makers: list[Maker] = []
     if methods is None:
-        for family in entry.families or tuple(_MAKERS):
+        for family in families or tuple(_MAKERS):
             makers += _MAKERS.get(family, ())
         if not makers:
             raise ValueError(
-                f"{entry.name} is for methods of the family {', '.join(entry.families or ())}: "
-                "give the methods to search among"
+                f"give the methods to search among: none is known of {', '.join(families or ())}"
             )
     else:
         makers = [lambda rate, h, g, make=make: make(rate) for make in methods]  # type: ignore[misc]
-    rules = [rule for rule in entry.rules or _RULES if rule in _RULES]
     found = []
-    for maker, rule in itertools.product(makers, rules):
+    for maker, rule in itertools.product(makers, rules or _RULES):
         try:
             maker(0.5 if rule == "constant" else rule, np.full(3, 0.5), 1.0)
         except ValueError:  # a rule of other methods
             continue
         found.append((maker, rule))
     if not found:
-        raise ValueError(f"{entry.name} is for no step rule among {', '.join(_RULES)}")
+        raise ValueError(f"no method goes with a step rule among {', '.join(rules or _RULES)}")
     return found
 
 

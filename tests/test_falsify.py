@@ -194,7 +194,7 @@ def test_islands_cover_what_theorems_speak_of():
     """Singular and equal spectra, condition 1e8, special starts, exact learning rates all come up."""
     rng = np.random.default_rng(0)
     entry = ql.bounds()["gd.exact_count"]
-    choices = module._choices(entry, None)
+    choices = module.choices(entry.families, entry.rules)
     seen = set()
     for _ in range(400):
         island = module._Island.draw(entry, choices, rng)
