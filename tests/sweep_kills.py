@@ -1,6 +1,6 @@
 """Kill -9 sweeps at random moments, start them again, and hold the final table against an undisturbed one.
 
-``python tests/sweep_kills.py --kills 50`` is the long version of what ``tests/test_sweep_kills.py`` does with five.
+``python tests/sweep_kills.py --kills 50`` is the long version of what ``tests/test_sweep_kills.py`` does.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def await_end_of_group(pid: int) -> None:
 
 
 def survive(kills: int, folder: Path, workers: int, seed: int, most_a_store: int = 8) -> dict[str, int]:
-    """Kill sweeps `kills` times in all and return what was counted; AssertionError if a store did not survive."""
+    """Kill sweeps `kills` times in all and return what was counted; AssertionError if something was lost."""
     draw = random.Random(seed)
     expected = undisturbed()
     done = stores = in_mid_sweep = 0

@@ -12,10 +12,10 @@ import threading
 import time
 
 import pytest
-from sweep_kills import GRID, content, start, stored, survive, undisturbed
 
 from quadlab.sweep import engines, sweep
 from quadlab.sweep import store as store_module
+from sweep_kills import GRID, content, start, stored, survive, undisturbed
 
 SMALL = {
     "case": ["het", "hom"],
@@ -43,7 +43,7 @@ def test_control_c_keeps_what_was_written(tmp_path):
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=30) != 0
     before = stored(path)
-    assert 0 < len(before)
+    assert len(before) > 0
     table = sweep(GRID, path)
     assert content(table) == undisturbed()
     assert all(stored(path)[key] == row for key, row in before.items())

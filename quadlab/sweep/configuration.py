@@ -175,7 +175,10 @@ def _expand_method(value: Any) -> dict[str, Any]:
         raise ValueError(f'method must be one of {known} or "module:name", received {name!r}')
     own = {key: options.pop(key) for key in list(options) if key not in HYPERPARAMETERS}
     extra = {"method_options": own} if own else {}
-    return {"method": name, "method_digest": _digest(name), **extra, **options}
+    try:
+        return {"method": name, "method_digest": _digest(name), **extra, **options}
+    except ValueError as error:
+        raise ValueError(f"method is none of {', '.join(METHODS)}, and {error}") from None
 
 
 def _word(text: str) -> Any:
@@ -306,7 +309,12 @@ def build_problem(canonical: str) -> BlockQuadratic:
             if options:
                 raise ValueError(f"a problem from a file has no {min(options)}")
             return load(reference)
-        made = resolve(reference)(seed=seed, **options)
+        maker = resolve(reference)
+        try:
+            inspect.signature(maker).bind(seed=seed, **options)
+        except TypeError as error:
+            raise ValueError(f"problem {reference!r}: {error}") from None
+        made = maker(seed=seed, **options)
         if not isinstance(made, BlockQuadratic):
             raise ValueError(f"{reference} must return a BlockQuadratic, received {shown(made)}")
         return made

@@ -91,10 +91,11 @@ class Grid:
         return _joined(self.problems[self.problem_of[run]], self.settings[self.setting_of[run]])
 
     def check(self) -> None:
-        """Raise ValueError if a method or stop, or the first problem, is malformed."""
+        """Raise ValueError if a method or stop is malformed, or the first problem, unless a user makes it."""
         for setting in self.settings:
             build_setting(setting)
-        build_problem(self.problems[0])
+        if "problem" not in json.loads(self.problems[0]):
+            build_problem(self.problems[0])
 
 
 def read_grid(spec: Any) -> Grid:
@@ -142,8 +143,6 @@ def read_grid(spec: Any) -> Grid:
                 problems.setdefault(problem, len(problems)),
                 settings.setdefault(setting, len(settings)),
             )
-    if not rows:
-        raise ValueError("the grid has no runs: an axis is empty")
     if len(parts) == 1 and len(rows) != math.prod(len(f.points) for f in parts[0]):
         raise ValueError("an axis has the same value twice")
     pairs = np.array(list(rows.values()), dtype=np.int64)
@@ -177,13 +176,16 @@ def _part(table: Any) -> tuple[Factor, ...]:
         )
     if "list" in table:
         factors.append(Factor("list", [_point(entry) for entry in table["list"]]))
+    for factor in factors:
+        if not factor.points:
+            raise ValueError(f"axis {factor.name} is empty")
     seen: dict[str, str] = {}
     for factor in factors:
         for name in sorted({name for point in factor.points for name in point}):
             if name in seen:
                 raise ValueError(f"{name} is set twice, by {seen[name]} and by {factor.name}")
             seen[name] = factor.name
-    common = [set.intersection(*(set(p) for p in f.points)) if f.points else set() for f in factors]
+    common = [set.intersection(*(set(point) for point in factor.points)) for factor in factors]
     for k, factor in enumerate(factors):  # every combination has the common names and those of one point
         rest = set().union(*(names for j, names in enumerate(common) if j != k))
         for names in {frozenset(point) for point in factor.points}:
