@@ -68,10 +68,12 @@ def _largest_sign_form(matrix: NDArray[np.float64]) -> float:
 @cache
 def _compiled() -> Callable[..., Any]:
     # numba is imported at the first call, and the explicit signature compiles (or loads) once for all sizes
-    from numba import njit, types
+    from numba import types
+
+    from quadlab.kernels.entry import compile_function
 
     matrix = types.Array(types.float64, 2, "C", readonly=True)
-    return njit(types.float64(matrix), cache=True, nogil=True, error_model="numpy")(_largest_sign_form)
+    return compile_function(_largest_sign_form, types.float64(matrix))
 
 
 def largest_sign_form(matrix: NDArray[np.float64]) -> float:
