@@ -29,6 +29,7 @@ import numpy as np
 from quadlab._arrays import shown
 from quadlab.kernels import codes
 from quadlab.steps import Schedule, check_learning_rate
+from quadlab.stopping import as_float
 
 
 def _fraction(value: Any, what: str, closed: bool = False) -> float:
@@ -42,9 +43,10 @@ def _fraction(value: Any, what: str, closed: bool = False) -> float:
 def _nonnegative(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{what} must be a number, received {shown(value)}")
-    if not 0.0 <= value < math.inf:
+    number = as_float(value)
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{what} must be finite and >= 0, received {shown(value)}")
-    return float(value)
+    return number
 
 
 def _flag(value: Any, what: str) -> None:
@@ -66,7 +68,7 @@ class Method:
 
     def __post_init__(self) -> None:
         self._check()
-        rate = check_learning_rate(self.learning_rate, self.families, type(self).__name__)
+        rate = check_learning_rate(self.learning_rate, self.families, str(self))
         object.__setattr__(self, "learning_rate", rate)
 
     def _check(self) -> None:

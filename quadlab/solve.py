@@ -130,6 +130,8 @@ def solve(
     times = _record_times(record, job.cap)
     if times is not None:
         job.want |= TRACE_WANT
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback must be a function, received {shown(callback)}")
     if callback is not None and times is None:
         raise ValueError("a callback is called at recorded iterations, received record=None")
     state = _State.begin(job) if resume is None else _resumed(resume, job)
@@ -300,6 +302,8 @@ def best_learning_rate(
     >>> best_learning_rate(case("het-axis"), GD(1.0), stop, learning_rates=[1e-5, 1e-4]).learning_rate
     0.0001
     """
+    if not isinstance(problem, BlockQuadratic):
+        raise ValueError(f"problem must be a BlockQuadratic, received {shown(problem)}")
     check_method(method)
     if learning_rates is None:
         scale = (
@@ -308,7 +312,10 @@ def best_learning_rate(
             else float(np.abs(problem.displacement).max()) or 1.0
         )
         learning_rates = scale * 10.0 ** np.linspace(-5.0, 1.0, 61)
-    grid = np.array(learning_rates, dtype=np.float64)
+    try:
+        grid = np.array(learning_rates, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"learning_rates must be numbers, received {shown(learning_rates)}") from None
     if grid.ndim != 1 or grid.size == 0:
         raise ValueError(f"learning_rates must be a non-empty list, received {shown(learning_rates)}")
     grid.sort()
@@ -495,6 +502,8 @@ def _record_times(record: Any, cap: int) -> Iterator[int] | None:
             raise ValueError(f"record must be an integer >= 1, received {record}")
         times = itertools.count(0, int(record))
     else:
+        if not isinstance(record, (list, tuple, range, np.ndarray)):
+            raise ValueError(f'record must be an integer, "log" or a list, received {shown(record)}')
         values = list(record)
         if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0 for v in values):
             raise ValueError(f"record must list iterations >= 0, received {shown(record)}")
@@ -549,6 +558,9 @@ def _resumed(run: Run, job: _Job) -> _State:
         raise ValueError("resume must have the same problem, method and stop, received another run")
     if tuple(run.statistics) != job.statistics:
         raise ValueError(f"resume must have the same statistics, received {tuple(run.statistics)}")
+    tails = run.tail_gap_start, run.tail_displacement_start
+    if tails != (job.params[c.P_TAIL_GAP], job.params[c.P_TAIL_DISPLACEMENT]):
+        raise ValueError(f"resume must have the same tail starts, received {tails[0]:g} and {tails[1]:g}")
     if run.status is not STATUS_OF[c.MAX_ITERATIONS]:
         raise ValueError(f"only a capped or interrupted run can be resumed, received one that {run.status}")
     if job.cap < run.iterations:

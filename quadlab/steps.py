@@ -34,7 +34,7 @@ import numpy as np
 from quadlab._arrays import FloatArray, shown
 from quadlab.curvature import curvature, frozen_preconditioner
 from quadlab.kernels import codes
-from quadlab.stopping import Gap, Stop
+from quadlab.stopping import Gap, Stop, as_float
 
 if TYPE_CHECKING:
     from quadlab.problem import BlockQuadratic
@@ -77,6 +77,10 @@ class Schedule:
     function: Callable[[int], float]
     label: str = "schedule"
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ValueError(f"a Schedule is made of a function of t, received {shown(self.function)}")
+
     def values(self, begin: int, end: int) -> FloatArray:
         r"""Return :math:`\eta` for t = begin..end-1; ValueError where it is not finite and >= 0."""
         values = np.empty(end - begin)
@@ -86,10 +90,12 @@ class Schedule:
                 values[k - begin] = value
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"{self.label} must return a number, received {shown(value)} at t = {k}"
+                    f"learning_rate {self.label} must return a number, received {shown(value)} at t = {k}"
                 ) from None
             if not 0.0 <= values[k - begin] < math.inf:
-                raise ValueError(f"{self.label} must be finite and >= 0, received {shown(value)} at t = {k}")
+                raise ValueError(
+                    f"learning_rate {self.label} must be finite and >= 0, received {shown(value)} at t = {k}"
+                )
         return values
 
     def __str__(self) -> str:
@@ -215,9 +221,10 @@ def l1_target(problem: BlockQuadratic, stop: Stop) -> float:
 def _rate(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"learning_rate must be a positive number, received {shown(value)}")
-    if not 0.0 < value < math.inf:
+    number = as_float(value)
+    if not 0.0 < number < math.inf:
         raise ValueError(f"learning_rate must be positive and finite, received {shown(value)}")
-    return float(value)
+    return number
 
 
 def _horizon(value: Any) -> int:

@@ -28,12 +28,21 @@ if TYPE_CHECKING:
     from quadlab.problem import BlockQuadratic
 
 
+def as_float(value: Any) -> float:
+    """Return a number as a float, infinite where an integer is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _positive(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{what} must be a positive number, received {shown(value)}")
-    if not 0.0 < value < math.inf:
+    number = as_float(value)
+    if not 0.0 < number < math.inf:
         raise ValueError(f"{what} must be positive and finite, received {shown(value)}")
-    return float(value)
+    return number
 
 
 def _check_relative(value: Any) -> None:
@@ -72,7 +81,7 @@ class GradientNorm:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", _positive(self.eps, "eps"))
-        if isinstance(self.ord, bool) or self.ord not in (1, 2, math.inf):
+        if isinstance(self.ord, (bool, np.ndarray)) or self.ord not in (1, 2, math.inf):
             raise ValueError(f"ord must be 1, 2 or inf, received {shown(self.ord)}")
         _check_relative(self.relative)
 
