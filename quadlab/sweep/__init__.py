@@ -48,6 +48,7 @@ Packs run on one thread each, whatever the number of cores: give a machine as ma
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ from time import perf_counter
 from typing import Any
 
 from quadlab.sweep.engines import PACK_SECONDS, Group, Packs, compute, engine_of, run_pack
-from quadlab.sweep.grid import Grid, read_grid, versions
+from quadlab.sweep.grid import Grid, joined, key_of, read_grid, versions
 from quadlab.sweep.store import FAILED, Row, Store
 from quadlab.sweep.table import Table
 
@@ -138,9 +139,10 @@ def _to_do(runs: Grid, known: dict[str, str], retry_failed: bool) -> list[int]:
 def _groups(runs: Grid, todo: list[int]) -> list[Group]:
     """Return the runs by problem, problems of one structure near one another."""
     settings: dict[int, list[str]] = {}
-    for run in todo:
-        settings.setdefault(int(runs.problem_of[run]), []).append(runs.settings[runs.setting_of[run]])
-    return [(runs.problems[k], texts) for k, texts in settings.items()]
+    for problem, setting in zip(runs.problem_of[todo].tolist(), runs.setting_of[todo].tolist(), strict=True):
+        settings.setdefault(problem, []).append(runs.settings[setting])
+    groups = [(runs.problems[k], texts) for k, texts in settings.items()]
+    return sorted(groups, key=lambda group: re.sub(r'"seed":[^,}]*', "", group[0]))
 
 
 def _run(
@@ -148,9 +150,6 @@ def _run(
 ) -> None:
     from tqdm.auto import tqdm
 
-    key_of = {(runs.problem_of[run], runs.setting_of[run]): run for run in todo}
-    problem_at = {text: k for k, text in enumerate(runs.problems)}
-    setting_at = {text: k for k, text in enumerate(runs.settings)}
     packs = Packs(deque(_groups(runs, todo)), pack_seconds)
     bar = tqdm(
         total=len(runs),
@@ -161,11 +160,11 @@ def _run(
     )
     with bar, closing(compute(packs, engine_of(executor))) as ended:
         for groups in ended:
-            rows = []
-            for (problem, settings), outcomes in groups:
-                for setting, outcome in zip(settings, outcomes, strict=True):
-                    run = key_of[problem_at[problem], setting_at[setting]]
-                    rows.append(Row(runs.keys[run], runs.config_json(run), *outcome))
+            rows = [
+                Row(key_of(config := joined(problem, setting)), config, *outcome)
+                for (problem, settings), outcomes in groups
+                for setting, outcome in zip(settings, outcomes, strict=True)
+            ]
             store.write(rows)
             bar.update(len(rows))
 

@@ -18,7 +18,6 @@ is left then is stored as failed, so a run that kills its process ends neither t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -36,7 +35,7 @@ from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import MAX_LANE_HESSIAN, solve_many
 from quadlab.sweep.configuration import PROBLEM_STATISTICS, Setting, build_problem, build_setting
-from quadlab.sweep.grid import versions
+from quadlab.sweep.grid import canonical, versions
 from quadlab.sweep.store import FAILED
 
 #: Wall time a pack should take; it gives back what it has not begun after four times as long.
@@ -191,10 +190,11 @@ def _outcome(result: Any, setting: Any, seconds: float) -> Outcome:
                 values[name] = PROBLEM_STATISTICS[name](result.problem)
         except Exception as error:
             return _outcome(error, setting, seconds)
-        for name, value in values.items():
-            if value is not None and not math.isfinite(value):
-                values[name] = None
-        return str(result.status), json.dumps(values, separators=(",", ":")), None, seconds
+        try:
+            text = canonical(values)
+        except ValueError:  # JSON has no NaN and no infinity
+            text = canonical({k: v if v is None or math.isfinite(v) else None for k, v in values.items()})
+        return str(result.status), text, None, seconds
     text = " ".join(str(result).split()) or "no message"
     return FAILED, "{}", text if type(result) is ValueError else f"{type(result).__name__}: {text}", seconds
 

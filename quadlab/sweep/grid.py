@@ -34,6 +34,7 @@ from quadlab.sweep.configuration import RUN_NAMES, build_problem, build_setting,
 
 #: Raised by one when a configuration would give other numbers than before.
 SCHEMA = 1
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 SECTIONS = ("fixed", "product", "zip", "list")
 
 
@@ -88,7 +89,7 @@ class Grid:
 
     def config_json(self, run: int) -> str:
         """Return the configuration of a run as it is hashed and stored."""
-        return _joined(self.problems[self.problem_of[run]], self.settings[self.setting_of[run]])
+        return joined(self.problems[self.problem_of[run]], self.settings[self.setting_of[run]])
 
     def check(self) -> None:
         """Raise ValueError if a method or stop is malformed, or the first problem, unless a user makes it."""
@@ -138,7 +139,7 @@ def read_grid(spec: Any) -> Grid:
     rows: dict[str, tuple[int, int]] = {}
     for part in parts:
         for problem, setting in _halves(part):
-            key = _key(problem, setting)
+            key = key_of(joined(problem, setting))
             rows[key] = (
                 problems.setdefault(problem, len(problems)),
                 settings.setdefault(setting, len(settings)),
@@ -248,7 +249,7 @@ def _halves(part: tuple[Factor, ...]) -> Iterator[tuple[str, str]]:
 
 def canonical(value: Any) -> str:
     """Return JSON with one spelling: sorted names, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 @cache
@@ -258,9 +259,11 @@ def versions() -> str:
     return canonical({"quadlab": __version__, "schema": SCHEMA, **numerical})
 
 
-def _joined(problem: str, setting: str) -> str:
+def joined(problem: str, setting: str) -> str:
+    """Return a configuration as it is hashed and stored."""
     return f'{{"problem":{problem},"run":{setting}}}'
 
 
-def _key(problem: str, setting: str) -> str:
-    return hashlib.sha256((versions() + _joined(problem, setting)).encode()).hexdigest()[:32]
+def key_of(config: str) -> str:
+    """Return the key of a run: the hash of its configuration and of the versions that matter."""
+    return hashlib.sha256((versions() + config).encode()).hexdigest()[:32]
