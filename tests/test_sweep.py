@@ -329,7 +329,7 @@ def damage(path, kind):
     elif kind == "random page":
         data[3 * 4096 : 4 * 4096] = np.random.default_rng(0).bytes(4096)
     elif kind == "value":
-        at = data.index(b'{"iterations":') + 14
+        at = data.index(b'"iterations":') + 13
         data[at] = ord("9") if data[at] != ord("9") else ord("8")
     path.write_bytes(data)
 
