@@ -291,7 +291,7 @@ def simplified(
     instance : Instance
         Where to start; its blocks must be small enough to be written out.
     keep : callable
-        Instance -> whether it still has what matters, for instance a violation.
+        Instance -> whether it still has what matters, for instance a violation; ValueError means no.
     seconds : float
         When to stop.
 
@@ -314,7 +314,13 @@ def simplified(
                 for simpler in step(instance):
                     if time.monotonic() > end:
                         return instance
-                    if keep(simpler):
+                    try:
+                        kept = keep(simpler)
+                    except (
+                        ValueError
+                    ):  # a method may not go with it, such as frozen Adam with a zero in g(w_0)
+                        continue
+                    if kept:
                         instance, again, changed = simpler, True, True
                         break
     return instance

@@ -13,6 +13,7 @@ import pytest
 
 import quadlab as ql
 import quadlab.falsify
+from make_worst_cases import FILE, KEPT, LEAST, MAX_ITERATIONS, from_json, measured
 from quadlab.bounds import Setting, gd, temporary_bounds
 from quadlab.cli import main
 from quadlab.cli import method as parse
@@ -249,3 +250,22 @@ def test_method_text_is_what_the_command_line_reads(method):
 
 
 # The record -------------------------------------------------------------------------------------------------
+
+RECORD = json.loads(FILE.read_text())
+RECORDED = [(name, label) for name, entries in RECORD["bounds"].items() for label in entries]
+
+
+def test_every_bound_is_on_record():
+    """A new bound is searched by `python -m tests.make_worst_cases NAME`."""
+    assert set(RECORD["bounds"]) == set(ql.bounds().names)
+    assert RECORD["least_iterations"] == LEAST and RECORD["max_iterations"] == MAX_ITERATIONS
+
+
+@pytest.mark.parametrize(("name", "label"), RECORDED)
+def test_the_worst_cases_are_as_bad_as_recorded(name, label):
+    entry = RECORD["bounds"][name][label]
+    instance = from_json(entry)
+    ratio, iterations = measured(instance, name)
+    assert ratio is not None and KEPT * entry["ratio"] <= ratio <= 1.0
+    assert iterations >= LEAST[label]
+    assert instance.evaluation(name, MAX_ITERATIONS).holds is True

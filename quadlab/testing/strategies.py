@@ -61,7 +61,7 @@ def block_quadratics(
     (<DiagonalBlock of 1, norm 1>,)
     """
     decades = math.log10(condition_number)
-    # one draw for an eigenvalue (zero beyond the decades), and one pair a parameter: easily dropped in shrinking
+    # one draw for an eigenvalue (zero beyond the decades), one pair a parameter: easily dropped in shrinking
     eigenvalues = st.floats(0.0, decades + (0.5 if singular else 0.0)).map(
         lambda e: 10.0**-e if e <= decades else 0.0
     )
