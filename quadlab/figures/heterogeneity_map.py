@@ -124,7 +124,8 @@ def _cell(problems: list[BlockQuadratic], gd: list[Run], sign: list[Run]) -> dic
 
 
 def _median(values: Any) -> float | None:
-    return number(float(np.median(values))) if len(values) else None
+    """Return a median to four decimals: of rounding in a logarithm that is 0, ranks would be made."""
+    return round(float(np.median(values)), 4) + 0.0 if len(values) else None
 
 
 def column(data: dict[str, Any], key: str, correlation: int | None = None) -> np.ndarray:

@@ -119,8 +119,8 @@ def title(data: dict[str, Any]) -> str:
     still = "leaves GD unmoved" if moved == 1.0 else f"slows GD {moved:.3g}-fold"
     sign, bare, adam = (style.significant(far[name]) for name in ("signsgd", "adam_without_momentum", "adam"))
     return (
-        f"Rotation {still}; where a block's eigenvalues are far apart SignSGD slows up to {sign}-fold, "
-        f"Adam {adam}-fold ({bare}-fold without momentum)"
+        f"Rotation {still}; with far-apart eigenvalues in a block SignSGD slows up to {sign}-fold, "
+        f"Adam {adam}-fold ({bare} without momentum)"
     )
 
 

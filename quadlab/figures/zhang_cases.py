@@ -129,14 +129,14 @@ def title(data: dict[str, Any]) -> str:
 
     def shown(method: str) -> str:
         factor, censored = slowdown(data, method, "hom", "het")
-        return f"×{style.significant(factor)}{' and more' if censored else ''} {style.METHODS[method][0]}"
+        return f"{'over ' if censored else ''}{style.significant(factor)}"
 
-    axis = {m: slowdown(data, m, "hom-axis", "het-axis") for m in ("frozen_adam", "adam", "gd")}
-    aligned = max(factor for factor, _ in axis.values())
-    most = "more than" if any(censored for _, censored in axis.values()) else "at most"
+    axis = [slowdown(data, method, "hom-axis", "het-axis") for method in METHODS]
+    most = "over" if any(censored for _, censored in axis) else "at most"
+    aligned = style.significant(max(factor for factor, _ in axis))
     return (
-        f"Mixed for alike eigenvalues in rotated blocks: {shown('frozen_adam')}, {shown('adam')}, "
-        f"{shown('gd')} updates; axis-aligned: {most} ×{style.significant(aligned)}"
+        f"Mixed rather than alike blocks take frozen Adam {shown('frozen_adam')} times the updates, Adam "
+        f"{shown('adam')}, GD {shown('gd')} if rotated; {most} {aligned} if axis-aligned"
     )
 
 
