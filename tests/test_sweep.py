@@ -17,7 +17,7 @@ from quadlab.sweep import engines, estimate, read_grid, sweep
 from quadlab.sweep.configuration import block_family, build_problem, build_setting, seed_of
 from quadlab.sweep.grid import SCHEMA
 from quadlab.sweep.store import STORE_SCHEMA
-from sweep_helpers import Lion
+from sweep_helpers import Lion, scaled
 from sweep_kills import content, stored
 
 SMALL = {"case": ["het", "hom"], "method": ["gd:lambda_g", "signsgd:lambda_p"], "eps": 1e-2, "seed": range(5)}
@@ -201,7 +201,7 @@ def test_a_run_is_that_of_solve_on_its_problem():
 def test_problems_from_functions_and_files(tmp_path):
     table = sweep(
         {
-            "problem": "sweep_helpers:scaled",
+            "problem": scaled,
             "scale": [3, 5],
             "method": "gd:optimal",
             "eps": 1e-3,

@@ -140,7 +140,7 @@ def test_an_error_in_mid_sweep_keeps_what_was_written(tmp_path, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(engines, "run_pack", failing)
-    with pytest.raises(MemoryError):
+    with pytest.raises(ChildProcessError, match="MemoryError: no more"):
         sweep(SMALL, path, pack_seconds=0.005)
     monkeypatch.undo()
     assert 0 < len(stored(path)) < 240

@@ -7,8 +7,8 @@ The names fall into two halves. Those of the **problem** are one of
   ``direction``, ``start``, ``minimizer``);
 - ``condition_number``: the family of `block_family`, with ``sizes``, ``blocks``, ``hessian_spread``,
   ``gradient_spread``, ``correlation``;
-- ``problem``: ``"module:function"``, called with ``seed`` and every name not listed here; or a file saved by
-  ``problem.save``;
+- ``problem``: ``"module:function"`` (in Python, the function itself), called with ``seed`` and every name not
+  listed here; or a file saved by ``problem.save``;
 
 with ``rotation`` (an angle) short for ``basis`` and ``seed`` the replicate. Those of the **run** are
 ``method`` and its hyperparameters, ``stop`` ("l1", "l2", "linf", "gap"), ``eps``, ``relative``,
@@ -111,8 +111,8 @@ def expand(name: str, value: Any) -> dict[str, Any]:
         norm = {order: key for key, order in STOPS.items()}
         kind, eps = ("gap", value.delta) if isinstance(value, Gap) else (norm[value.ord], value.eps)
         return {"stop": kind, "eps": plain(eps, "eps"), **({"relative": True} if value.relative else {})}
-    if name == "problem" and isinstance(value, (str, Path)):
-        text = str(value)
+    if name == "problem":
+        text = f"{value.__module__}:{value.__qualname__}" if inspect.isfunction(value) else str(value)
         return {"problem": text, "problem_digest": _digest(text)}
     return {name: plain(value, name)}
 
@@ -292,13 +292,15 @@ def build_problem(canonical: str) -> BlockQuadratic:
     >>> build_problem('{"blocks":4,"condition_number":100,"hessian_spread":10,"sizes":3}')
     <BlockQuadratic: 12 parameters in 4 blocks, norms 10 to 100>
     """
-    options: dict[str, Any] = json.loads(canonical)
-    seed = seed_of(canonical)
-    if options.get("noise"):
-        # Its place: the draws of a run will be keyed by seed_of this half, so methods share them.
-        raise ValueError(
-            f"noise must be 0, runs with gradient noise are not there yet, received {options['noise']}"
-        )
+    problem = _problem(json.loads(canonical), seed_of(canonical))
+    if problem.noise.any():
+        # Its place: the draws of a run will be keyed by seed_of this half, so that methods share them.
+        level = float(problem.noise.max())
+        raise ValueError(f"noise must be 0, runs with gradient noise are not there yet, received {level:g}")
+    return problem
+
+
+def _problem(options: dict[str, Any], seed: int) -> BlockQuadratic:
     options.pop("seed", None)
     digest = options.pop("problem_digest", None)
     if "problem" in options:

@@ -301,7 +301,7 @@ class Processes(Engine):
             except BaseException:
                 _kill(pool)
                 raise
-        raise RuntimeError(
+        raise ChildProcessError(
             "worker processes do not start; a script that starts them needs "
             'if __name__ == "__main__": around its code'
         )
@@ -495,7 +495,8 @@ def compute(packs: Packs, engine: Engine) -> Generator[list[tuple[Group, list[Ou
                         broken = broken or engine.breaks
                         ended += packs.died(pack, alone, error)
                     else:
-                        raise error
+                        told = " ".join(f"{type(error).__name__}: {error}".split())
+                        raise ChildProcessError(f"a pack of runs cannot be run: {told}") from error
                 if not broken:
                     break  # where a pool broke, the others of its packs end at once, most of them dead
             if broken:
