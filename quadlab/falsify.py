@@ -59,7 +59,6 @@ from quadlab.stopping import Gap, GradientNorm, Stop
 MAX_ITERATIONS = 10_000
 #: Seconds that a violation is shrunk at most.
 SHRINK_SECONDS = 10.0
-
 #: A best ratio above this is not worth refining.
 SATURATED = 1.0 - 1e-6
 
@@ -150,7 +149,7 @@ class Falsification:
         verdict = "VIOLATED" if self.violated else "no violation"
         head = f"{self.bound}: {verdict}, {self.tried:,} runs tried; largest measured / bound"
         lines = [f"{head} {self.best_ratio:.6g}", str(self.found)]
-        if self.problem_file is not None:
+        if self.problem_file is not None and not isinstance(self.found.method, UserMethod):
             test = stop_dict(self.found.stop)
             options = f"--stop {test['test']} --eps {test.get('eps', test.get('delta'))!r}"
             command = (
@@ -180,7 +179,7 @@ def falsify(
     bound : str or Bound
         A registered bound.
     budget : float > 0
-        Seconds to search; shrinking a violation takes up to ten more.
+        Seconds to search, once the kernels are compiled; shrinking a violation takes up to ten more.
     seed : int >= 0
         Of the search.
     tries : int > 0, optional
@@ -218,6 +217,8 @@ def falsify(
     >>> result.violated, result.smallest.problem.size
     (True, 2)
     """
+    from quadlab.kernels import entry as kernels
+
     if not (isinstance(budget, (int, float)) and 0.0 < budget < math.inf):
         raise ValueError(f"budget must be a positive number of seconds, received {shown(budget)}")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
@@ -225,8 +226,11 @@ def falsify(
     if file is not None and not Path(file).parent.is_dir():
         raise ValueError(f"file must lie in a folder that exists, received {file}")
     (entry,) = select(bound)
-    search = _Search(entry, methods, np.random.default_rng(seed), budget, tries, max_iterations)
-    search.least = least_iterations
+    found = choices(entry.families, entry.rules, methods)
+    kernels.compile_all()  # before the clock starts
+    search = _Search(
+        entry, found, np.random.default_rng(seed), budget, tries, max_iterations, least_iterations
+    )
     search.run()
     if search.worst is None:
         raise ValueError(f"no problem was found to which {entry.name} applies, in {search.tried:,} tries")
@@ -364,16 +368,17 @@ class _Search:
     def __init__(
         self,
         entry: Bound,
-        methods: Sequence[Callable[[Any], Method]] | None,
+        choices: list[tuple[Maker, str]],
         rng: np.random.Generator,
         budget: float,
         tries: int | None,
         max_iterations: int,
+        least_iterations: int,
     ) -> None:
-        self.entry, self.rng, self.cap = entry, rng, max_iterations
-        self.choices = choices(entry.families, entry.rules, methods)
+        self.entry, self.choices, self.rng = entry, choices, rng
+        self.cap, self.least = max_iterations, least_iterations
         self.end, self.tries = time.monotonic() + budget, math.inf if tries is None else tries
-        self.tried, self.best, self.violated, self.least = 0, -math.inf, False, 0
+        self.tried, self.best, self.violated = 0, -math.inf, False
         self.worst: Instance | None = None
         self.home: tuple[_Island, FloatArray] | None = None
 
@@ -651,7 +656,7 @@ class _Island:
             start=pick(_STARTS),
             maker=maker,
             rule=rule,
-            unit=pick(_UNITS[family]),
+            unit=pick(_UNITS.get(family, _UNITS["user"])),
             test=pick(entry.targets if own else TARGETS),
             least=pick((1, 1, 4, 32)) if entry.quantity == ITERATIONS else 1,
         )
