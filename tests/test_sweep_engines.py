@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from quadlab.cli import main
 from quadlab.sweep import engines, sweep
 from quadlab.sweep.store import Store
 from sweep_helpers import Lion
@@ -166,13 +168,13 @@ def test_a_bad_executor_is_one_line(executor, monkeypatch):
 # -- Dask ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cluster(tmp_path):
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
     """A scheduler and two worker processes of one thread that talk over TCP on the loopback interface."""
     pytest.importorskip("distributed")
     environment = {**os.environ, "PYTHONPATH": TESTS}
     environment.pop("NUMBA_NUM_THREADS", None)
-    file = tmp_path / "scheduler.json"
+    file = tmp_path_factory.mktemp("cluster") / "scheduler.json"
     common = ["--host", "tcp://127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
 
     def spawn(module, *options):
@@ -197,6 +199,25 @@ def cluster(tmp_path):
         for process in [*workers, scheduler]:
             process.kill()
             process.wait()
+
+
+def test_dask_at_the_command_line(cluster, tmp_path, capsys):
+    spec = tmp_path / "spec.toml"
+    spec.write_text('case = "het"\nmethod = "gd:lambda_g"\neps = 1\nseed = { range = 50 }\n')
+    assert main(["sweep", str(spec), "--dask", cluster[0], "--json"]) == 0
+    here = sweep(spec)
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [{k: v for k, v in run.items() if k != "seconds"} for run in runs] == content(here)
+
+
+def test_a_dask_client_is_left_open(cluster):
+    from distributed import Client
+
+    with Client(cluster[0], set_as_default=False) as client:
+        assert content(sweep(GRID, executor=client)) == local("GRID")
+        # Dask does not limit numba, nor need it: the kernels that a pack runs are serial.
+        started, _, blas = client.submit(threads_of_a_worker, PACK).result()
+        assert (started, blas) == (False, 1)
 
 
 def test_dask_with_a_worker_killed_in_mid_sweep(cluster, tmp_path):
@@ -224,13 +245,3 @@ def test_dask_with_a_worker_killed_in_mid_sweep(cluster, tmp_path):
     assert workers[0].poll() is not None
     assert workers[1].poll() is None
     assert content(table) == local("SLOW")
-
-
-def test_a_dask_client_is_left_open(cluster):
-    from distributed import Client
-
-    with Client(cluster[0], set_as_default=False) as client:
-        assert content(sweep(GRID, executor=client)) == local("GRID")
-        # Dask does not limit numba, nor need it: the kernels that a pack runs are serial.
-        started, _, blas = client.submit(threads_of_a_worker, PACK).result()
-        assert (started, blas) == (False, 1)
