@@ -197,7 +197,7 @@ def test_islands_cover_what_theorems_speak_of():
     entry = ql.bounds()["gd.exact_count"]
     choices = module.choices(entry.families, entry.rules)
     seen = set()
-    for _ in range(400):
+    for _ in range(250):
         island = module._Island.draw(entry, choices, rng)
         for problem, method, stop in island.instances(rng.random((8, island.dimension))):
             c = ql.curvature(problem)

@@ -235,7 +235,8 @@ def write_ten(path, worker):
         record(path, f"{worker}-{k}", {"worker": worker})
 
 
-def test_processes_merge_their_entries(tmp_path):
+def test_processes_merge_their_entries(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))
     path = tmp_path / "x.json"
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(write_ten, path, worker) for worker in range(3)]:
@@ -319,7 +320,11 @@ def test_in_a_project_of_its_own(installed, tmp_path):
     (tmp_path / "test_mine.py").write_text(TESTS)
     golden = tmp_path / "test_mine.quadlab.json"
     # the kernels run uncompiled: the few iterations here are not worth a minute of compilation
-    environment = os.environ | {"PYTHONPATH": str(installed), "NUMBA_DISABLE_JIT": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(installed),
+        "NUMBA_DISABLE_JIT": "1",
+        "TMPDIR": str(tmp_path),
+    }
     environment = {key: value for key, value in environment.items() if not key.startswith("PYTEST_")}
 
     def run(*arguments):
