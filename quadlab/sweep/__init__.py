@@ -44,6 +44,15 @@ runs are packed.
     # the store stays with the last command, which may be killed and started again
 
 Packs run on one thread each, whatever the number of cores: give a machine as many workers as it has cores.
+numba's variable for threads need not be set: the kernels that a pack runs are serial. Where a function or a
+file is named as ``problem`` or ``method``, the workers must find the same one.
+
+**What a million runs cost.** Measured on 10,000 and 60,000 runs of nine parameters ("het" and "hom", three
+methods, :math:`\|g\|_1` to a thousandth), in one process on a busy core of 2020 or so: 0.4 ms a run, of which
+building the problem takes half and the sweep's own bookkeeping 0.05 ms; 0.5 kB a run in the store, 1 kB in
+memory. So on paper a million take 7 minutes on one core, 0.5 GB of disk and 1 GB of memory. Bookkeeping
+stays with the process that started the sweep, about a minute for a million: beyond eight workers, runs this
+short are bound by it. Runs that take longer scale with their own time; ``--dry-run`` tells it beforehand.
 """
 
 from __future__ import annotations
