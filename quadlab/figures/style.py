@@ -86,7 +86,7 @@ _SETTINGS: dict[Any, Any] = {
     "lines.markersize": 3.0,
     "mathtext.fontset": "dejavusans",
     "pdf.fonttype": 42,  # text stays text
-    "figure.dpi": 100.0,
+    "figure.dpi": DPI,
     "savefig.dpi": DPI,
     "path.simplify": True,
 }
@@ -174,8 +174,9 @@ def set_title(figure: Any, text: str) -> None:
 def save(figure: Any, stem: Path) -> list[Path]:
     """Write stem.png and stem.pdf, without dates, so that the same picture is the same file."""
     png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    figure.get_layout_engine().execute(figure)  # once: left to savefig, it costs a draw for each file
+    figure.set_layout_engine("none")
     figure.savefig(png, metadata={"Software": None})
-    figure.set_layout_engine("none")  # the layout stands; finding it again takes longer than drawing
     figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
     return [png, pdf]
 
