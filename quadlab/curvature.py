@@ -420,9 +420,37 @@ def frozen_preconditioner(problem: BlockQuadratic) -> FrozenPreconditioner:
     return _memo(problem, "frozen_preconditioner", _frozen_preconditioner)
 
 
+def starting_gradient(problem: BlockQuadratic) -> FloatArray:
+    """Return g(w_0) as the solver computes it, to the bit (but for Householder blocks).
+
+    Where an entry is all rounding, another order of the sums gives another number, and D = diag |g(w_0)|
+    would not be the solver's.
+
+    Parameters
+    ----------
+    problem : BlockQuadratic
+
+    Returns
+    -------
+    ndarray of shape (P,)
+
+    Examples
+    --------
+    >>> starting_gradient(BlockQuadratic.from_blocks([[[2, 1], [1, 2]]], start=[1.0, 0.0]))
+    array([2., 1.])
+    """
+    parts = []
+    for block, x in zip(problem.blocks, problem.split(problem.displacement), strict=True):
+        if isinstance(block, DenseBlock):
+            parts.append(np.add.accumulate(block.matrix * x, axis=1)[:, -1])  # j ascending
+        else:
+            parts.append(block.matvec(x))
+    return np.concatenate(parts)
+
+
 def _frozen_preconditioner(problem: BlockQuadratic) -> FrozenPreconditioner:
     constants = curvature(problem)
-    gradient = problem.gradient(problem.start)
+    gradient = starting_gradient(problem)
     for index, norm in enumerate(constants.block_norms):
         if norm == 0.0:
             raise ValueError(f"block {index} is zero: frozen Adam needs every block's norm > 0")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from quadlab._arrays import FloatArray, shown
-from quadlab.curvature import curvature
+from quadlab.curvature import curvature, starting_gradient
 from quadlab.kernels import codes as c
 from quadlab.methods import Method, UserMethod, check_method
 from quadlab.problem import BlockQuadratic
@@ -470,7 +470,7 @@ def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -
 
 
 def _check_frozen(problem: BlockQuadratic) -> None:
-    g = problem.gradient(problem.start)
+    g = starting_gradient(problem)
     if not g.all():
         raise ValueError(
             "a frozen preconditioner needs every starting gradient nonzero, "

@@ -1168,3 +1168,20 @@ def test_modules_and_names_agree():
         for name in (name for name in NAMES if name.startswith(prefix + ".")):
             assert ql.bounds()[name].function is getattr(module, name.partition(".")[2])
     assert isinstance(ql.bounds()["gd.constant_step"].assumes[0], Assumption)
+
+
+def test_frozen_adam_divides_by_the_gradient_that_the_solver_computes():
+    """Where g_0 is all rounding, another order of the sums gave another D, and a false violation."""
+    rng = np.random.default_rng(0)
+    met = 0
+    for _ in range(40):
+        a = rng.integers(-4, 5, (3, 3))
+        h = (a @ a.T + np.eye(3)) / 7
+        problem = ql.BlockQuadratic.from_blocks([h], start=np.linalg.solve(h, [0.0, 1.0, 1.0]))
+        try:
+            table = ql.compare(problem, ql.FrozenAdam("optimal"), ql.Gap(1e-3, True), max_iterations=500)
+        except ValueError:  # the entry came out as exactly 0
+            continue
+        met += table.runs[0]["adam.frozen_contraction"].applies
+        assert not table.violated
+    assert met >= 3
