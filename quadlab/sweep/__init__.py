@@ -48,7 +48,7 @@ numba's variable for threads need not be set: the kernels that a pack runs are s
 file is named as ``problem`` or ``method``, the workers must find the same one.
 
 **What a million runs cost.** Measured on 10,000 and 60,000 runs of nine parameters ("het" and "hom", three
-methods, :math:`\|g\|_1` to a thousandth), in one process on a busy core of 2020 or so: 0.4 ms a run, of which
+methods, :math:`\|g\|_1` to a thousandth), in one process of a machine with other work: 0.4 ms a run, of which
 building the problem takes half and the sweep's own bookkeeping 0.05 ms; 0.5 kB a run in the store, 1 kB in
 memory. So on paper a million take 7 minutes on one core, 0.5 GB of disk and 1 GB of memory. Bookkeeping
 stays with the process that started the sweep, about a minute for a million: beyond eight workers, runs this
@@ -160,6 +160,8 @@ def _run(
     from tqdm.auto import tqdm
 
     packs = Packs(deque(_groups(runs, todo)), pack_seconds)
+    if progress is None and any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__):
+        progress = True  # tqdm itself shows a bar only where the output is a terminal
     bar = tqdm(
         total=len(runs),
         initial=len(runs) - len(todo),
