@@ -145,10 +145,10 @@ def _compare(options: argparse.Namespace) -> int:
         raise ValueError(f"--draws must be >= 1, received {options.draws}")
     problems, seeds = _problems(options)
     comparisons = []
-    from tqdm import tqdm
+    from quadlab._progress import progress_bar
 
     pairs = list(zip(problems, seeds, strict=True))
-    for problem, seed in tqdm(pairs, unit="draw", delay=2.0, disable=None, leave=False):
+    for problem, seed in progress_bar(iterable=pairs, unit="draw", leave=False):
         stop = _stop(options, problem)
         result = compare(problem, methods, stop, max_iterations=options.max_iterations)
         comparisons.append(result.with_seed(seed))

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from quadlab._arrays import FloatArray, shown
+from quadlab._progress import progress_bar
 from quadlab.curvature import curvature, starting_gradient
 from quadlab.kernels import codes as c
 from quadlab.methods import Method, UserMethod, check_method
@@ -172,7 +173,7 @@ def solve_many(
     lanes : bool
         False runs all one by one, to compare.
     progress : bool, optional
-        A progress bar; by default on a terminal, after two seconds.
+        A progress bar; by default on a terminal and in a notebook, after two seconds.
 
     Returns
     -------
@@ -362,6 +363,10 @@ class _Job:
             raise ValueError(f"problem must be a BlockQuadratic, received {shown(problem)}")
         check_method(method)
         check_stop(stop)
+        if _noisy(problem):
+            raise ValueError(
+                "gradient noise is not simulated yet, received noise > 0; problem.with_noise(0) runs without"
+            )
         if isinstance(cap, bool) or not isinstance(cap, (int, np.integer)) or not 0 <= cap < 1 << 62:
             raise ValueError(f"max_iterations must be an integer >= 0, received {shown(cap)}")
         if method.code == c.FROZEN_ADAM:
@@ -467,6 +472,11 @@ def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -
     if want & c.WANT_LAMBDA_G:
         want |= c.WANT_SQUARE
     return want
+
+
+def _noisy(problem: BlockQuadratic) -> bool:
+    noise = problem.noise  # a zero-strided view of one number where all are equal
+    return bool(noise[0] if noise.strides == (0,) else noise.any())
 
 
 def _check_frozen(problem: BlockQuadratic) -> None:
@@ -842,13 +852,9 @@ class _Progress:
     def __init__(self, total: int, wanted: bool | None) -> None:
         self.cancelled = threading.Event()
         self._lock = threading.Lock()
-        self._total = total
-        self._disable = None if wanted is None else not wanted
+        self._bar = progress_bar(wanted, total=total, unit="run", leave=False)
 
     def __enter__(self) -> _Progress:
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(total=self._total, unit="run", delay=2.0, disable=self._disable, leave=False)
         return self
 
     def __exit__(self, *exc: object) -> None:

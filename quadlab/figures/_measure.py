@@ -30,12 +30,13 @@ def each(function: Callable[[T], R], items: Sequence[T], name: str, progress: bo
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from tqdm import tqdm
+    from quadlab._progress import progress_bar
 
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
-            return [f.result() for f in tqdm(futures, desc=name, delay=2, disable=not progress, leave=False)]
+            bar = progress_bar(None if progress else False, iterable=futures, desc=name, leave=False)
+            return [future.result() for future in bar]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

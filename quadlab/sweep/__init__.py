@@ -65,6 +65,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from quadlab._progress import progress_bar
 from quadlab.sweep.engines import PACK_SECONDS, Group, Packs, compute, engine_of, run_pack
 from quadlab.sweep.grid import Grid, joined, key_of, read_grid, versions
 from quadlab.sweep.store import FAILED, Row, Store
@@ -157,18 +158,8 @@ def _groups(runs: Grid, todo: list[int]) -> list[Group]:
 def _run(
     runs: Grid, todo: list[int], store: Store, executor: Any, progress: bool | None, pack_seconds: float
 ) -> None:
-    from tqdm.auto import tqdm
-
     packs = Packs(deque(_groups(runs, todo)), pack_seconds)
-    if progress is None and any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__):
-        progress = True  # tqdm itself shows a bar only where the output is a terminal
-    bar = tqdm(
-        total=len(runs),
-        initial=len(runs) - len(todo),
-        unit="run",
-        delay=2.0,
-        disable=None if progress is None else not progress,
-    )
+    bar = progress_bar(progress, total=len(runs), initial=len(runs) - len(todo), unit="run")
     with bar, closing(compute(packs, engine_of(executor))) as ended:
         for groups in ended:
             rows = [
