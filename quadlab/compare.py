@@ -18,10 +18,11 @@ from typing import Any
 from quadlab.bounds.evaluation import evaluate, requirements
 from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, aligned, finite, html_table, select
 from quadlab.bounds.setting import TEST_OF
-from quadlab.problem import BlockQuadratic
+from quadlab.methods import check_method
+from quadlab.problem import BlockQuadratic, check_problem
 from quadlab.run import Run
 from quadlab.solve import solve
-from quadlab.stopping import Gap, Stop, default_stop
+from quadlab.stopping import Gap, Stop, check_stop, default_stop
 
 
 @dataclass(frozen=True)
@@ -229,14 +230,16 @@ def compare(
     >>> entry["signsgd.parameter_weighted"].holds, entry.best_bound
     (True, 'signsgd.linear')
     """
-    runs = list(methods) if isinstance(methods, Iterable) else [methods]
+    check_problem(problem)
+    runs = [check_method(m) for m in (methods if isinstance(methods, (list, tuple)) else [methods])]
     if stop is None:
         stop = default_stop(problem)
-    stops = list(stop) if isinstance(stop, Iterable) else [stop] * len(runs)
+    stops: list[Any] = list(stop) if isinstance(stop, (list, tuple)) else [stop] * len(runs)
     if len(stops) != len(runs):
         raise ValueError(
             f"stop must be one for all or one a method: received {len(stops)} for {len(runs)} methods"
         )
+    stops = [check_stop(test) for test in stops]
     chosen = select(bounds)
     entries = []
     for method, test in zip(runs, stops, strict=True):

@@ -945,6 +945,13 @@ class _Streams:
         return self._generator
 
 
+def check_problem(problem: Any) -> BlockQuadratic:
+    """Return `problem` if it is one, else raise ValueError."""
+    if not isinstance(problem, BlockQuadratic):
+        raise ValueError(f"problem must be a BlockQuadratic, received {shown(problem)}")
+    return problem
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 

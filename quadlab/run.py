@@ -132,9 +132,11 @@ TRACE_WANT = c.WANT_GAP | c.WANT_L1 | c.WANT_SQUARE | c.WANT_LINF | c.WANT_LAMBD
 
 def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names, or raise ValueError naming one that does not exist."""
+    if not isinstance(names, Iterable):
+        raise ValueError(f"statistics must be names of statistics, received {shown(names)}")
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
-        if name not in STATISTICS:
+        if not isinstance(name, str) or name not in STATISTICS:
             raise ValueError(f"statistics must be among {', '.join(STATISTICS)}, received {shown(name)}")
     return names
 

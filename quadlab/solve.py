@@ -28,7 +28,7 @@ from quadlab._progress import progress_bar
 from quadlab.curvature import curvature, starting_gradient
 from quadlab.kernels import codes as c
 from quadlab.methods import Method, UserMethod, check_method
-from quadlab.problem import BlockQuadratic
+from quadlab.problem import BlockQuadratic, check_problem
 from quadlab.run import (
     QUANTITIES,
     STATISTICS,
@@ -359,8 +359,7 @@ class _Job:
         tail_gap_start: Any,
         tail_displacement_start: Any,
     ) -> _Job:
-        if not isinstance(problem, BlockQuadratic):
-            raise ValueError(f"problem must be a BlockQuadratic, received {shown(problem)}")
+        check_problem(problem)
         check_method(method)
         check_stop(stop)
         if _noisy(problem):

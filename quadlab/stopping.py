@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from quadlab._arrays import shown
 from quadlab.kernels.codes import STOP_GAP, STOP_L1, STOP_L2, STOP_LINF
-
-if TYPE_CHECKING:
-    from quadlab.problem import BlockQuadratic
+from quadlab.problem import BlockQuadratic, check_problem
 
 
 def as_float(value: Any) -> float:
@@ -182,5 +180,6 @@ def default_stop(problem: BlockQuadratic) -> GradientNorm:
     >>> default_stop(BlockQuadratic.from_spectra([[1.0, 2.0]], start=[2.0, 1.0])).eps
     0.002
     """
+    check_problem(problem)
     mean = float(np.abs(problem.gradient(problem.start)).mean())
     return GradientNorm(max(1e-3 * mean, float(np.finfo(np.float64).tiny)), ord=1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple, TypeVar
 
+from quadlab._arrays import shown
 from quadlab.bounds.setting import RULES, TARGETS, Assumption, Setting
 from quadlab.bounds.verdict import FORMS, KINDS, Form, Kind
 
@@ -360,6 +361,8 @@ def select(chosen: Iterable[str | Bound] | str | Bound | None = None) -> tuple[B
         return tuple(_REGISTRY.values())
     if isinstance(chosen, (str, Bound)):
         chosen = (chosen,)
+    if not isinstance(chosen, Iterable):
+        raise ValueError(f"bounds must be names of bounds, received {shown(chosen)}")
     found = []
     for item in chosen:
         entry = item if isinstance(item, Bound) else _REGISTRY.get(item)
