@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -10,8 +11,32 @@ def progress_bar(wanted: bool | None = None, **options: Any) -> Any:
 
     tqdm itself shows a bar of ``disable=None`` only where the output is a terminal, so not in a notebook.
     """
+    if wanted is False:
+        return _NoBar(options.get("iterable", ()))
     from tqdm.auto import tqdm
 
     if wanted is None and any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__):
         wanted = True
     return tqdm(delay=2.0, disable=None if wanted is None else not wanted, **options)
+
+
+class _NoBar:
+    """No bar at all: even a disabled tqdm makes a semaphore, which a killed worker would leave behind."""
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""

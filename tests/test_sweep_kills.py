@@ -52,12 +52,16 @@ def test_control_c_keeps_what_was_written(tmp_path):
 def test_control_c_at_the_command_line_is_one_line(tmp_path):
     spec = tmp_path / "spec.toml"
     spec.write_text(
-        '[product]\ncase = "het"\nmethod = "adam:0.0001"\neps = 1e-12\nmax_iterations = 100000000\n'
-        "seed = { range = 100 }\n"
+        '[product]\ncase = "het"\nmethod = "adam:0.0001"\neps = 1e-12\nmax_iterations = 1000000\n'
+        "seed = { range = 3000 }\n"
     )
     command = [sys.executable, "-m", "quadlab", "sweep", str(spec), "--workers", "2"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    time.sleep(4)
+    store = spec.with_suffix(".sqlite")
+    # Earlier, the pool is still being made, and Python itself complains of what Ctrl-C left half done.
+    while not (store.exists() and stored(store)):
+        time.sleep(0.05)
+        assert child.poll() is None
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to the workers too
     assert child.wait(timeout=30) == 130
     assert child.stderr.read().splitlines()[-1] == "quadlab sweep: interrupted"
