@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from quadlab.methods import Method
     from quadlab.problem import BlockQuadratic
     from quadlab.stopping import Stop
 
@@ -139,8 +138,9 @@ def _warmup(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from quadlab.compare import compare
+    from quadlab.methods import parse_method
 
-    methods = [method(text) for text in options.methods.split(",")]
+    methods = [parse_method(text) for text in options.methods.split(",")]
     if options.draws < 1:
         raise ValueError(f"--draws must be >= 1, received {options.draws}")
     problems, seeds = _problems(options)
@@ -194,51 +194,6 @@ def _stop(options: argparse.Namespace, problem: BlockQuadratic) -> Stop:
     if eps is None:
         eps = 1e-3 if options.relative else default_stop(problem).eps
     return GradientNorm(eps, ord=STOPS[options.stop], relative=options.relative)
-
-
-def method(text: str) -> Method:
-    """Return the method that ``NAME:LEARNING_RATE[:OPTION=VALUE...]`` names.
-
-    Examples
-    --------
-    >>> print(method("adam:0.01:beta2=0.99"))
-    Adam(0.01, beta2=0.99)
-    """
-    from quadlab import methods as m
-
-    makers: dict[str, Callable[..., Method]] = {
-        "gd": m.GD,
-        "signsgd": m.SignSGD,
-        "normalized_gd": m.NormalizedGD,
-        "adam": m.Adam,
-        "adamw": m.AdamW,
-        "rmsprop": m.RMSProp,
-        "frozen_adam": m.FrozenAdam,
-    }
-    name, *rest = text.strip().split(":")
-    if name not in makers:
-        raise ValueError(f"method must be one of {', '.join(makers)}, received {name!r}")
-    if not rest:
-        raise ValueError(f"a method is NAME:LEARNING_RATE, received {text!r}")
-    options = {}
-    for item in rest[1:]:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise ValueError(f"an option of a method is NAME=VALUE, received {item!r}")
-        options[key.strip()] = _value(value.strip())
-    try:
-        return makers[name](_value(rest[0]), **options)
-    except TypeError as error:
-        raise ValueError(f"{text!r}: {str(error).split('__init__() ')[-1]}") from None
-
-
-def _value(text: str) -> float | bool | str:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _summary(entries: list[Any]) -> dict[str, Any]:

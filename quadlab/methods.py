@@ -544,6 +544,74 @@ def _factory(
     return make
 
 
+#: Names of the built-in methods, on the command line and in sweeps.
+METHODS: dict[str, Callable[..., Method]] = {
+    "gd": GD,
+    "signsgd": SignSGD,
+    "normalized_gd": NormalizedGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSProp,
+    "frozen_adam": FrozenAdam,
+}
+
+
+def split_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of ``NAME:LEARNING_RATE[:OPTION=VALUE...]``.
+
+    Raises
+    ------
+    ValueError
+        If an option is not NAME=VALUE.
+
+    Examples
+    --------
+    >>> split_method("adam:0.01:beta2=0.99:bias_correction=false")
+    ('adam', {'learning_rate': 0.01, 'beta2': 0.99, 'bias_correction': False})
+    """
+    name, *rest = text.strip().split(":")
+    options = {"learning_rate": _word(rest[0])} if rest else {}
+    for item in rest[1:]:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ValueError(f"an option of a method is NAME=VALUE, received {item!r}")
+        options[key.strip()] = _word(value.strip())
+    return name, options
+
+
+def parse_method(text: str) -> Method:
+    """Return the method that ``NAME:LEARNING_RATE[:OPTION=VALUE...]`` names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method or option, the learning rate is missing, or a value is out of range.
+
+    Examples
+    --------
+    >>> print(parse_method("adam:0.01:beta2=0.99"))
+    Adam(0.01, beta2=0.99)
+    """
+    name, options = split_method(text)
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, received {name!r}")
+    if "learning_rate" not in options:
+        raise ValueError(f"a method is NAME:LEARNING_RATE, received {text!r}")
+    try:
+        return METHODS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"{text!r}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def _word(text: str) -> float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def check_method(method: Any) -> Method:
     """Return `method` if it is one, else raise ValueError."""
     if not isinstance(method, Method):

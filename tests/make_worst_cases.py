@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 import quadlab as ql
-from quadlab.cli import method as parse
 from quadlab.compare import stop_dict
 from quadlab.falsify import Instance, excess, falsify, method_text, simplified
+from quadlab.methods import parse_method as parse
 
 FILE = Path(__file__).parent / "data" / "worst_cases.json"
 SCHEMA = "quadlab.worst_cases/1"

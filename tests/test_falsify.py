@@ -16,8 +16,8 @@ import quadlab.falsify
 from make_worst_cases import FILE, KEPT, LEAST, MAX_ITERATIONS, from_json, measured
 from quadlab.bounds import Setting, gd, temporary_bounds
 from quadlab.cli import main
-from quadlab.cli import method as parse
 from quadlab.falsify import Instance, excess, falsify, method_text, simplified
+from quadlab.methods import parse_method as parse
 
 # the attribute of the package is the function
 module = sys.modules["quadlab.falsify"]

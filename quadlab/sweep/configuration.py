@@ -40,21 +40,12 @@ from quadlab import bases, methods, spectra, steps
 from quadlab._arrays import shown
 from quadlab.cases import case as named_case
 from quadlab.heterogeneity import gradient_weighted, mean_jensen_shannon, parameter_weighted
-from quadlab.methods import Method, UserMethod
+from quadlab.methods import METHODS, Method, UserMethod, split_method
 from quadlab.problem import BlockQuadratic, load
 from quadlab.run import STATISTICS
 from quadlab.spectra import LogUniform
 from quadlab.stopping import Gap, GradientNorm, Stop
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "gd": methods.GD,
-    "signsgd": methods.SignSGD,
-    "normalized_gd": methods.NormalizedGD,
-    "adam": methods.Adam,
-    "adamw": methods.AdamW,
-    "rmsprop": methods.RMSProp,
-    "frozen_adam": methods.FrozenAdam,
-}
 HYPERPARAMETERS = (
     "learning_rate", "momentum", "nesterov", "beta1", "beta2", "epsilon", "bias_correction", "weight_decay",
 )  # fmt: skip
@@ -154,13 +145,7 @@ def _expand_method(value: Any) -> dict[str, Any]:
         defaults = {f.name: f.default for f in fields(value)}
         value = {value.family: {k: v for k, v in own.items() if v != defaults[k]}}
     if isinstance(value, str) and value.split(":")[0] in METHODS:
-        name, *rest = value.split(":")
-        options = {"learning_rate": _word(rest[0])} if rest else {}
-        for item in rest[1:]:
-            key, separator, text = item.partition("=")
-            if not separator:
-                raise ValueError(f"an option of a method is NAME=VALUE, received {item!r}")
-            options[key.strip()] = _word(text.strip())
+        name, options = split_method(value)
         value = {name: options}
     if isinstance(value, str):
         value = {value: {}}
@@ -179,15 +164,6 @@ def _expand_method(value: Any) -> dict[str, Any]:
         return {"method": name, "method_digest": _digest(name), **extra, **options}
     except ValueError as error:
         raise ValueError(f"method is none of {', '.join(METHODS)}, and {error}") from None
-
-
-def _word(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return plain(float(text), "option")
-    except ValueError:
-        return text
 
 
 def _digest(reference: str) -> str:
