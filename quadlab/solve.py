@@ -46,6 +46,8 @@ from quadlab.stopping import Stop, check_stop
 PIECE = 30_000_000
 #: Rows of a trace held by one kernel call.
 RECORD_ROWS = 4096
+#: Largest block of the path for tiny blocks.
+MAX_TINY_BLOCK = 3
 #: A batch of fewer runs, or what is left of a batch, goes one by one.
 LEAST_LANES = 6
 #: Lanes of a pack, and the bytes of vectors that a pack should stay under.
@@ -77,6 +79,7 @@ def solve(
     resume: Run | None = None,
     tail_gap_start: float = 0.0,
     tail_displacement_start: float = 0.0,
+    fused: bool = True,
 ) -> Run:
     r"""Run one method on one problem.
 
@@ -99,6 +102,9 @@ def solve(
         smaller cap or was interrupted; the result equals that of an uninterrupted run, to the bit.
     tail_gap_start, tail_displacement_start : float
         First iteration of the statistics ``tail_gap`` and ``tail_displacement``.
+    fused : bool
+        False makes every iteration on the general path, to compare: the numbers are the same, and runs on
+        blocks of up to three coordinates take several times as long.
 
     Returns
     -------
@@ -136,7 +142,7 @@ def solve(
     if callback is not None and times is None:
         raise ValueError("a callback is called at recorded iterations, received record=None")
     state = _State.begin(job) if resume is None else _resumed(resume, job)
-    return _run_one(job, state, times, callback, None)
+    return _run_one(job, state, times, callback, None, fused)
 
 
 def solve_many(
@@ -345,6 +351,7 @@ class _Job:
     step: Step
     cap: int
     want: int
+    keep: int
     params: FloatArray
     statistics: tuple[str, ...]
 
@@ -382,9 +389,11 @@ class _Job:
         params[c.P_TAIL_DISPLACEMENT] = _tail_start(tail_displacement_start)
         for index, value in method.parameters().items():
             params[index] = value
-        return cls(
-            problem, method, stop, step, int(cap), _want(method, stop, step, statistics), params, statistics
-        )
+        keep = 0
+        for name in statistics:
+            keep |= STATISTICS[name].want
+        want = _closed(method, keep | _needed(method, stop, step))
+        return cls(problem, method, stop, step, int(cap), want, keep, params, statistics)
 
     @property
     def lowest(self) -> FloatArray:
@@ -410,8 +419,22 @@ class _Job:
         rule = (self.method.rule, self.method.states) if isinstance(self.method, UserMethod) else None
         anchored = self.method.code == c.USER or self.params[c.P_DECAY] != 0.0
         structure = (packed.kinds.tobytes(), packed.offsets.tobytes())
-        code = (self.method.code, self.step.rule, self.stop.code, self.want, self.step.schedule)
+        code = (self.method.code, self.step.rule, self.stop.code, self.want, self.keep, self.step.schedule)
         return (*code, rule, anchored, *structure)
+
+    def is_tiny(self) -> bool:
+        """Whether ``kernels/tiny.py`` makes the iterations between two events."""
+        packed = self.problem.packed()
+        if self.keep or self.params[c.P_DECAY] != 0.0 or packed.kinds.any():  # all blocks dense
+            return False
+        if np.diff(packed.offsets).max() > MAX_TINY_BLOCK:
+            return False
+        norm = {c.GD: c.STOP_L2, c.SIGN: c.STOP_L1}.get(self.method.code)
+        simple = self.step.rule in (c.CONSTANT, c.SCHEDULE) and self.stop.code in (c.STOP_L1, c.STOP_L2)
+        if self.method.code == c.ADAM:
+            return simple
+        own = self.step.rule in (c.LEMMA, c.M_STAR) and self.stop.code == norm
+        return norm is not None and (simple or own)
 
     def result(
         self, status: int, count: int, x: FloatArray, acc: FloatArray, peaks: FloatArray, first: FloatArray,
@@ -453,11 +476,18 @@ def _available(want: int) -> list[str]:
     return [name for name, bit in of.items() if want & bit]
 
 
-def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -> int:
-    """Return what the kernels compute at each iteration."""
+def _closed(method: Method, want: int) -> int:
+    """Return `want` and what the kernels read while they compute it."""
+    if want & c.WANT_DIRECTION and method.code == c.GD:
+        want |= c.WANT_LAMBDA_G
+    if want & c.WANT_LAMBDA_G:
+        want |= c.WANT_SQUARE
+    return want
+
+
+def _needed(method: Method, stop: Stop, step: Step) -> int:
+    """Return what the kernels compute at each iteration for the method, the step and the test."""
     want = _STOP_WANT[stop.code]
-    for name in statistics:
-        want |= STATISTICS[name].want
     if step.rule == c.M_STAR:
         want |= c.WANT_L1
     if step.rule in (c.LEMMA, c.LINE_SEARCH):
@@ -465,10 +495,6 @@ def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -
     if step.rule == c.LINE_SEARCH:
         want |= c.WANT_DHD
     if method.code == c.NORMALIZED:
-        want |= c.WANT_SQUARE
-    if want & c.WANT_DIRECTION and method.code == c.GD:
-        want |= c.WANT_LAMBDA_G
-    if want & c.WANT_LAMBDA_G:
         want |= c.WANT_SQUARE
     return want
 
@@ -594,6 +620,7 @@ def _run_one(
     times: Iterator[int] | None,
     callback: Callable[[int, FloatArray], Any] | None,
     cancelled: threading.Event | None,
+    fused: bool = True,
 ) -> Run:
     """Run on the single path from the state s to the end."""
     from quadlab.kernels import entry
@@ -602,7 +629,8 @@ def _run_one(
     size = job.problem.size
     kernel = entry.single()
     user = _pointers(job.method)[0]
-    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want], dtype=np.int64)
+    tiny = fused and job.is_tiny()
+    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want, job.keep, tiny], dtype=np.int64)
     g = np.empty(size)
     d = np.empty(0 if job.method.code == c.GD else size)
     work = np.empty(size if job.want & (c.WANT_DHD | c.WANT_DENOMINATOR) or job.method.code == c.USER else 0)
@@ -755,7 +783,7 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
     packed = problem.packed()
     size, blocks, n, width = problem.size, problem.n_blocks, len(jobs), _width(problem.size, len(jobs))
     shared = all(other.problem.blocks is problem.blocks for other in jobs)
-    code = np.array([method.code, job.step.rule, job.stop.code, job.want, shared], dtype=np.int64)
+    code = np.array([method.code, job.step.rule, job.stop.code, job.want, job.keep, shared], dtype=np.int64)
     anchored = method.code == c.USER or job.params[c.P_DECAY] != 0.0
     own = jobs[:1] if shared else jobs
     start = np.array([j.problem.displacement for j in jobs])

@@ -484,7 +484,7 @@ def build(sources):
         lanes under which the caller takes over; the first two are updated.
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
-        method, rule, stop, want, shared = code[0], code[1], code[2], code[3], code[4] != 0
+        method, rule, stop, want, keep, shared = code[0], code[1], code[2], code[3], code[4], code[5] != 0
         lanes, queue, budget, least = clock[0], clock[1], clock[2], clock[3]
         size = x.shape[0]
         n_runs = start.shape[0]
@@ -508,8 +508,8 @@ def build(sources):
             for w in range(lanes):
                 on = (part[w] > par[c.P_TOLERANCE, w]) & (part[w] < np.inf) & (t[w] < cap[w])
                 going += 1 if on else 0
-            if want & c.WANT_TRANSITION:
-                accumulate_transition(want, lanes, t, par, acc, q)
+            if keep & c.WANT_TRANSITION:
+                accumulate_transition(keep, lanes, t, par, acc, q)
             if going < lanes or fresh:
                 fresh = False
                 for w in range(lanes):
@@ -570,8 +570,8 @@ def build(sources):
                         ended += 1
             for w in range(lanes):
                 q[c.Q_STEP, w] = step[w]
-            if want & c.WANT_STEP:
-                accumulate_step(want, lanes, acc, q, g, peak)
+            if keep & c.WANT_STEP:
+                accumulate_step(keep, lanes, acc, q, g, peak)
             for i in range(size):
                 for w in range(lanes):
                     x[i, w] = flush(x[i, w] - step[w] * direction[i, w])

@@ -13,6 +13,7 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
+from quadlab.kernels.tiny import advance_tiny
 
 TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
 
@@ -362,11 +363,19 @@ def build(sources):
     ):  # fmt: skip
         """Run until an outcome, the pause or a full record; return the status code."""
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
-        method, rule, stop, want = code[0], code[1], code[2], code[3]
+        method, rule, stop, want, keep, tiny = code[0], code[1], code[2], code[3], code[4], code[5] != 0
         t, cap, pause, schedule_start, row = clock[0], clock[1], clock[2], clock[3], clock[4]
         direction = g if method == c.GD else d
         status = c.RUNNING
         while t < pause:
+            if tiny and t > 0:
+                limit = min(pause, cap)
+                if row < record.shape[0]:
+                    limit = min(limit, record_times[row])
+                t = advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params,
+                                 schedule, schedule_start, acc, x, state)  # fmt: skip
+                if t == pause:
+                    break
             hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
             gradient_norms(want, offsets, g, q)
             if want & c.WANT_GRADIENT:
@@ -377,8 +386,8 @@ def build(sources):
                 if params[c.P_RELATIVE] != 0.0:
                     params[c.P_TOLERANCE] = params[c.P_RELATIVE] * measured(stop, q)
                     params[c.P_RELATIVE] = 0.0
-            if want & c.WANT_TRANSITION:
-                accumulate_transition(want, t, params, acc, q)
+            if keep & c.WANT_TRANSITION:
+                accumulate_transition(keep, t, params, acc, q)
             value = measured(stop, q)
             if not abs(value) < np.inf:
                 status = c.DIVERGED
@@ -418,8 +427,8 @@ def build(sources):
                 row += 1
             if status != c.RUNNING:
                 break
-            if want & c.WANT_STEP:
-                accumulate_step(want, acc, q, g, peak)
+            if keep & c.WANT_STEP:
+                accumulate_step(keep, acc, q, g, peak)
             for i in range(x.size):
                 x[i] = flush(x[i] - step * direction[i])
             t += 1
