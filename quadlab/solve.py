@@ -2,9 +2,9 @@ r"""Run methods on problems: `solve` for one, `solve_many` for thousands, `best_
 
 With :math:`x = w - w^*`, iteration t = 0, 1, ... is: the gradient :math:`g = Hx`, the statistics asked for,
 the stopping test, the direction d, the step :math:`\eta`, the update :math:`x \leftarrow x - \eta d`. Where
-the problem has gradient noise the direction sees :math:`g + \sigma\xi_t`; the test and the statistics see g. The
-test is made at t = 0 and at the cap too, so that ``iterations`` is the number of updates before the test
-first holds.
+the problem has gradient noise the direction sees :math:`g + \sigma\xi_t`; the test and the statistics see
+g. The test is made at t = 0 and at the cap too, so that ``iterations`` is the number of updates before the
+test first holds.
 
 Two compiled paths share one specification of the order of every operation: a single run over vectors, and
 lanes, arrays of many runs with the lane innermost. A run gives the same bits on either, alone, in a batch of
@@ -381,11 +381,6 @@ class _Job:
             _check_frozen(problem)
         step = resolve(method.learning_rate, method.families, problem, stop)  # type: ignore[arg-type]
         noise_seed = check_seed(noise_seed)
-        if problem.is_noisy and step.rule not in (c.CONSTANT, c.SCHEDULE):
-            raise ValueError(
-                f"learning_rate {method.learning_rate!r} needs the exact gradient, received a problem with "
-                "noise: give a number or a schedule"
-            )
         params = np.zeros(c.N_PARAMETERS)
         params[c.P_RATE] = step.rate
         params[c.P_M] = step.m
