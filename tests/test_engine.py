@@ -1076,13 +1076,6 @@ def test_ctrl_c_in_solve_many(threads, lanes):
     assert seconds < 3.0
 
 
-def test_a_noisy_problem_is_not_run_as_if_it_had_no_noise() -> None:
-    problem = case("het", noise=[0.0, 0.1, 0.0])
-    with pytest.raises(ValueError, match=r"gradient noise is not simulated yet, received noise > 0"):
-        solve(problem, GD("lambda_g"), GradientNorm(1.0))
-    assert solve(problem.with_noise(0), GD("lambda_g"), GradientNorm(1.0)).converged
-
-
 TINY = {
     "gd": GD(0.9), "gd-diverges": GD(20.0), "gd-lemma": GD("lambda_g"),
     "gd-schedule": GD(linear_decay(1.0, 90)),
