@@ -49,7 +49,18 @@ from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, finite, selec
 from quadlab.bounds.setting import TARGETS, start_quantities
 from quadlab.compare import compare, stop_dict
 from quadlab.curvature import curvature
-from quadlab.methods import GD, Adam, FrozenAdam, Method, NormalizedGD, RMSProp, SignSGD, UserMethod
+from quadlab.methods import (
+    GD,
+    Adam,
+    AdamMini,
+    FrozenAdam,
+    Method,
+    NormalizedGD,
+    RMSProp,
+    SignSGD,
+    SteepestDescent,
+    UserMethod,
+)
 from quadlab.problem import Block, BlockQuadratic, DenseBlock, DiagonalBlock
 from quadlab.run import Run
 from quadlab.solve import solve_many
@@ -577,6 +588,15 @@ _MAKERS: dict[str, tuple[Maker, ...]] = {
         lambda rate, h, g: Adam(rate, 0.0, min(_beta(h[1]), 0.999), _epsilon(h[2], g)),
         lambda rate, h, g: Adam(rate, _beta(h[0]), min(_beta(h[1]), 0.999), _epsilon(h[2], g)),
     ),
+    "steepest": (
+        lambda rate, h, g: SteepestDescent(rate, "l2"),
+        lambda rate, h, g: SteepestDescent(rate, "linf"),
+        lambda rate, h, g: SteepestDescent(rate, "block"),
+    ),
+    "adam_mini": (
+        lambda rate, h, g: AdamMini(rate, 0.0, 0.0, 0.0),
+        lambda rate, h, g: AdamMini(rate, _beta(h[0]), min(_beta(h[1]), 0.999), _epsilon(h[2], g)),
+    ),
 }
 
 
@@ -586,6 +606,14 @@ def _by_largest(p: BlockQuadratic, stop: Stop) -> float:
 
 def _by_range(p: BlockQuadratic, stop: Stop) -> float:
     return 2.0 / (curvature(p).smallest_positive + curvature(p).largest)
+
+
+def _by_blocks(p: BlockQuadratic, stop: Stop) -> float:
+    return 1.0 / float(curvature(p).block_norms.sum())
+
+
+def _by_signs(p: BlockQuadratic, stop: Stop) -> float:
+    return 1.0 / curvature(p).m_star_upper
 
 
 def _by_distance(p: BlockQuadratic, stop: Stop) -> float:
@@ -615,6 +643,8 @@ _UNITS: dict[str, tuple[Callable[[BlockQuadratic, Stop], float], ...]] = {
     "signsgd": (_by_distance, _by_theta),
     "normalized_gd": (_by_distance, _by_theta),
     "adam": (_by_distance, _by_theta, _by_gradient, _by_least_gradient),
+    "steepest": (_by_largest, _by_signs, _by_blocks),
+    "adam_mini": (_by_distance, _by_theta, _by_gradient),
     "user": (_by_largest, _by_distance, _by_theta, _by_gradient),
 }
 

@@ -25,7 +25,7 @@ from quadlab.compare import stop_dict
 from quadlab.falsify import Instance, excess, falsify, method_text, simplified
 from quadlab.methods import parse_method as parse
 
-FILE = Path(__file__).parent / "data" / "worst_cases.json"
+FILE = Path(ql.__file__).parent / "recorded" / "worst_cases.json"
 SCHEMA = "quadlab.worst_cases/1"
 MAX_ITERATIONS = 10_000
 #: Which run of each bound -> its least count.
