@@ -380,7 +380,6 @@ class _Job:
         if method.code == c.FROZEN_ADAM:
             _check_frozen(problem)
         step = resolve(method.learning_rate, method.families, problem, stop)  # type: ignore[arg-type]
-        noise_seed = check_seed(noise_seed)
         params = np.zeros(c.N_PARAMETERS)
         params[c.P_RATE] = step.rate
         params[c.P_M] = step.m
@@ -393,7 +392,8 @@ class _Job:
         for index, value in method.parameters().items():
             params[index] = value
         want = _want(method, stop, step, statistics)
-        noise = NoiseStream(problem, noise_seed) if problem.is_noisy else None
+        noise_seed = check_seed(noise_seed)
+        noise = problem.noise_stream(noise_seed) if problem.is_noisy else None
         return cls(problem, method, stop, step, int(cap), want, params, statistics, noise)
 
     @property
