@@ -625,6 +625,13 @@ def _by_theta(p: BlockQuadratic, stop: Stop) -> float:
     return tolerance / curvature(p).m_star_upper
 
 
+def _by_square(p: BlockQuadratic, stop: Stop) -> float:
+    """Return the unit of the bounds on Adam that need a positive (P eps)^2 - eta G M* C."""
+    tolerance = stop.tolerance(p.size) if isinstance(stop, GradientNorm) else start_quantities(p)["grad_l1"]
+    start = start_quantities(p)["grad_l1"] or 1.0
+    return min(1.0, tolerance / start) * tolerance / curvature(p).m_star_upper
+
+
 def _by_gradient(p: BlockQuadratic, stop: Stop) -> float:
     return start_quantities(p)["grad_linf"] / curvature(p).largest
 
@@ -642,9 +649,9 @@ _UNITS: dict[str, tuple[Callable[[BlockQuadratic, Stop], float], ...]] = {
     "gd": (_by_largest, _by_range),
     "signsgd": (_by_distance, _by_theta),
     "normalized_gd": (_by_distance, _by_theta),
-    "adam": (_by_distance, _by_theta, _by_gradient, _by_least_gradient),
+    "adam": (_by_distance, _by_theta, _by_square, _by_gradient, _by_least_gradient),
     "steepest": (_by_largest, _by_signs, _by_blocks),
-    "adam_mini": (_by_distance, _by_theta, _by_gradient),
+    "adam_mini": (_by_distance, _by_theta, _by_square, _by_gradient),
     "user": (_by_largest, _by_distance, _by_theta, _by_gradient),
 }
 
