@@ -48,7 +48,7 @@ from quadlab.bounds.evaluation import evaluate, requirements
 from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, finite, select
 from quadlab.bounds.setting import TARGETS, start_quantities
 from quadlab.compare import compare, stop_dict
-from quadlab.curvature import curvature
+from quadlab.curvature import curvature, starting_gradient
 from quadlab.methods import (
     GD,
     Adam,
@@ -736,7 +736,7 @@ class _Island:
                 learning_rate = float(self.unit(problem, stop) * factors[k]) or 1.0
             gradient = start_quantities(problem)["grad_l1"] / self.size
             method = self.maker(learning_rate, hyper[k], gradient)
-            if isinstance(method, Adam) and method.frozen and not problem.gradient(problem.start).all():
+            if isinstance(method, Adam) and method.frozen and not starting_gradient(problem).all():
                 # it divides by each of them; no theorem speaks of such a start
                 method = replace(method, beta2=0.5)
             found.append(Instance(problem, method, stop))
