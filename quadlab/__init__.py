@@ -53,6 +53,7 @@ _MODULES = {
     "run": ("Run", "Status", "Trace"),
     "solve": ("solve", "solve_many", "best_learning_rate"),
     "bounds": ("bound", "bounds"),
+    "expectation": ("expectation",),
     "compare": ("compare",),
     "sweep": ("sweep",),
     "falsify": ("falsify",),

@@ -18,7 +18,7 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 # fmt: off
 ORDER = [
     "kernels", "_arrays", "_progress", "noise", "spectra", "bases", "problem", "cases", "curvature",
-    "heterogeneity", "stopping", "steps", "methods", "run", "solve", "bounds", "compare", "falsify",
+    "heterogeneity", "stopping", "steps", "methods", "run", "solve", "bounds", "expectation", "compare", "falsify",
     "sweep", "bridge", "testing", "figures", "cli", "__main__",
 ]
 # fmt: on
