@@ -237,6 +237,10 @@ def falsify(
     if file is not None and not Path(file).parent.is_dir():
         raise ValueError(f"file must lie in a folder that exists, received {file}")
     (entry,) = select(bound)
+    if entry.expectation:
+        raise ValueError(
+            f"no single run violates {entry.name}, a bound on an expectation: see ql.expectation"
+        )
     found = choices(entry.families, entry.rules, methods)
     kernels.compile_all()  # before the clock starts
     search = _Search(

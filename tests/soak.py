@@ -411,6 +411,7 @@ class Line:
 
     verdicts: Counter = field(default_factory=Counter)  # True, False, None where it applied
     ratios: list[float] = field(default_factory=list)  # measured / bound
+    long: list[float] = field(default_factory=list)  # those of runs of ten updates or more
     rounded: int = 0  # verdicts that the resolution of float64 decided, not the bound
 
     def add(self, run: Run, evaluation: Evaluation) -> None:
@@ -423,6 +424,8 @@ class Line:
         self.rounded += rounded
         if evaluation.ratio is not None and holds is not None and not rounded:
             self.ratios.append(evaluation.ratio)
+            if run.iterations >= 10:
+                self.long.append(evaluation.ratio)
 
     @property
     def checked(self) -> int:
@@ -462,6 +465,7 @@ class Tally:
             mine = self.lines[name]
             mine.verdicts.update(line.verdicts)
             mine.ratios += line.ratios
+            mine.long += line.long
             mine.rounded += line.rounded
         self.violations += other.violations
         self.runs += other.runs
@@ -469,7 +473,7 @@ class Tally:
     def __str__(self) -> str:
         head = ("bound", "kind", "checked", "applies", "held", "inconclusive", "rounded", "violated")
         rows: list[tuple[str, ...]] = [(*head, "median", "best")]
-        for entry in bounds():
+        for entry in bounds().of_runs:
             line = self.lines.get(entry.name, Line())
             v, ratios = line.verdicts, line.ratios
             best = (min if entry.kind == "lower" else max)(ratios, default=math.nan)
@@ -615,7 +619,7 @@ def main(argv: list[str] | None = None) -> int:
         print(line)
     least = options.checks // 1000
     seldom = (
-        [b.name for b in bounds() if tally.lines[b.name].checked < least] if options.batch is None else []
+        [b.name for b in bounds().of_runs if tally.lines[b.name].checked < least] if options.batch is None else []
     )
     if seldom:
         print(f"checked fewer than {least:,} times: {', '.join(seldom)}")

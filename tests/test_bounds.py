@@ -120,7 +120,7 @@ def problem():
 
 
 def test_names():
-    assert sorted(ql.bounds().names) == sorted(NAMES)
+    assert sorted(ql.bounds().of_runs.names) == sorted(NAMES)
 
 
 def test_every_bound_is_described():
@@ -161,7 +161,7 @@ def test_a_user_bound_is_registered_replaced_and_removed():
         with pytest.raises(ValueError, match=r"no bound is named 'mine\.one'"):
             unregister("mine.one")
         ql.bound("mine.two")(first)
-    assert sorted(ql.bounds().names) == sorted(NAMES)
+    assert sorted(ql.bounds().of_runs.names) == sorted(NAMES)
 
 
 def test_built_in_names_are_refused():
@@ -1208,7 +1208,7 @@ LINEAR = {
 
 
 def test_every_upper_bound_has_a_recorded_instance():
-    uppers = {entry.name for entry in ql.bounds() if entry.kind == "upper"}
+    uppers = {entry.name for entry in ql.bounds().of_runs if entry.kind == "upper"}
     assert uppers == set(TIGHT) | set(LINEAR)
 
 

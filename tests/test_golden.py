@@ -59,7 +59,7 @@ def test_every_bound_and_case_has_a_prediction():
         for bound, (_, holds) in run["bounds"].items()
         if holds
     }
-    assert held == {entry.name for entry in ql.bounds() if entry.built_in}
+    assert held == {entry.name for entry in ql.bounds().of_runs if entry.built_in}
 
 
 def test_every_update_has_a_reason():

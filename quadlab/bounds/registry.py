@@ -179,6 +179,11 @@ class BoundTable(tuple[Bound, ...]):
         return key in self.names if isinstance(key, str) else super().__contains__(key)
 
     @property
+    def of_runs(self) -> BoundTable:
+        """Those that judge a single run; the others are on expectations."""
+        return BoundTable(entry for entry in self if not entry.expectation)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names, in order."""
         return tuple(entry.name for entry in self)

@@ -56,7 +56,7 @@ def upper_bounds(panel: str) -> list[str]:
     families = _FAMILIES.get(panel, (panel,))
     return [
         b.name
-        for b in bounds()
+        for b in bounds().of_runs
         if b.built_in
         and b.kind == "upper"
         and b.quantity == "iterations"
