@@ -55,6 +55,7 @@ _MODULES = {
     "bounds": ("bound", "bounds"),
     "expectation": ("expectation",),
     "compare": ("compare",),
+    "stability": ("stability",),
     "sweep": ("sweep",),
     "falsify": ("falsify",),
 }

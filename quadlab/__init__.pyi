@@ -44,6 +44,7 @@ from quadlab.spectra import MarchenkoPastur as MarchenkoPastur
 from quadlab.spectra import PowerLaw as PowerLaw
 from quadlab.spectra import Spectrum as Spectrum
 from quadlab.spectra import TwoPoint as TwoPoint
+from quadlab.stability import stability as stability
 from quadlab.steps import Schedule as Schedule
 from quadlab.stopping import Gap as Gap
 from quadlab.stopping import GradientNorm as GradientNorm
