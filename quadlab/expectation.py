@@ -7,7 +7,10 @@ is :math:`1 - 3\cdot10^{-7}`, for the many problems of a test suite)
 
 - an *upper* bound holds if mean(D) + z s <= 0, is violated if mean(D) - z s > 0, and else the seeds do not
   tell;
-- an *exact* mean holds if \|mean(D)\| <= z s, and is violated otherwise. How sharp that is, s says.
+- an *exact* mean holds if \|mean(D)\| <= z s, and is violated otherwise. How sharp that is, s says; if all
+  runs measure the same, s = 0 says nothing, and a difference is inconclusive.
+
+The interval is that of the central limit: events too rare for n seeds to meet are not in it.
 
 A capped run is censored: its count is at least the cap, so that the mean of min(T, cap) is a lower value of
 E[T]. It may violate an upper bound; but with any capped run no upper bound on the count holds. A diverged run
@@ -75,7 +78,8 @@ class Expectation:
         low, high = self.interval
         slack = COUNT_SLACK * abs(self.value)
         if self.bound.kind == "exact":
-            return None if self.censored else bool(low - slack <= self.value <= high + slack)
+            met = low - slack <= self.value <= high + slack
+            return None if self.censored or not (met or self.standard_error) else met
         if self.bound.kind == "lower":
             return True if low >= self.value - slack else False if high < self.value - slack else None
         return False if low > self.value + slack else True if high <= self.value + slack else None
