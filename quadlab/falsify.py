@@ -49,6 +49,7 @@ from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, finite, selec
 from quadlab.bounds.setting import TARGETS, start_quantities
 from quadlab.compare import compare, stop_dict
 from quadlab.curvature import curvature, starting_gradient
+from quadlab.heterogeneity import gradient_weighted
 from quadlab.methods import (
     GD,
     Adam,
@@ -612,6 +613,10 @@ def _by_range(p: BlockQuadratic, stop: Stop) -> float:
     return 2.0 / (curvature(p).smallest_positive + curvature(p).largest)
 
 
+def _by_weight(p: BlockQuadratic, stop: Stop) -> float:
+    return 1.0 / gradient_weighted(p) if start_quantities(p)["grad_l2"] > 0.0 else _by_largest(p, stop)
+
+
 def _by_blocks(p: BlockQuadratic, stop: Stop) -> float:
     return 1.0 / float(curvature(p).block_norms.sum())
 
@@ -650,7 +655,7 @@ def _by_least_gradient(p: BlockQuadratic, stop: Stop) -> float:
 
 #: Units of a constant learning rate, by family.
 _UNITS: dict[str, tuple[Callable[[BlockQuadratic, Stop], float], ...]] = {
-    "gd": (_by_largest, _by_range),
+    "gd": (_by_largest, _by_range, _by_weight),
     "signsgd": (_by_distance, _by_theta),
     "normalized_gd": (_by_distance, _by_theta),
     "adam": (_by_distance, _by_theta, _by_square, _by_gradient, _by_least_gradient),

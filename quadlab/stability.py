@@ -2,9 +2,10 @@ r"""The edge of stability of Adam: the largest eigenvalue of the preconditioned 
 
 Adam's update is :math:`w_{t+1} = w_t - \eta D_t^{-1} \hat m_t`, :math:`D_t = \mathrm{diag}(\sqrt{\hat v_t} +
 \epsilon)`. With D frozen, each eigencomponent a of :math:`D^{-1/2} H D^{-1/2}` obeys a linear recursion,
-stable if and only if :math:`\eta a < 2(1+\beta_1)/(1-\beta_1)` (:func:`quadlab.bounds.adam.stability_edge`). With D
-moving, an a above the edge grows its own gradients, and so D, until it is back below: cohen2022 found that
-:math:`\lambda_{\max}(D_t^{-1/2} H D_t^{-1/2})` settles near the edge. That is an observation, no theorem.
+stable if and only if :math:`\eta a < 2(1+\beta_1)/(1-\beta_1)`
+(:func:`quadlab.bounds.adam.stability_edge`). With D moving, an a above the edge grows its own gradients, and
+so D, until it is back below: cohen2022 found that :math:`\lambda_{\max}(D_t^{-1/2} H D_t^{-1/2})` settles
+near the edge. That is an observation, no theorem.
 
 On a quadratic H is known, so that each value is exact: the largest over the blocks, by a symmetric eigenvalue
 solver. Coordinates with :math:`D_{ii} = 0` have had no gradient and do not move; they are left out.
@@ -119,7 +120,8 @@ def stability(
     if run is None or run.status is Status.MAX_ITERATIONS:
         run = solve(problem, method, stop, max_iterations=max_iterations, resume=run)
     iteration = np.array([t for t, _ in found], dtype=np.int64)
-    steps = np.array([run.learning_rate or run.step.schedule.function(t) for t, _ in found])
+    schedule = run.step.schedule
+    steps = np.array([schedule.function(t) if schedule else run.step.rate for t, _ in found])
     with np.errstate(divide="ignore"):
         edge = stability_edge(method.beta1) / steps
     return Stability(iteration, np.array([value for _, value in found]), edge, run)

@@ -104,7 +104,7 @@ def random_search(checks: int, seed: int) -> dict[str, Any]:
 
     tally = soak(checks, seed, jobs=1, progress=True)
     best: dict[str, Any] = {}
-    for entry in ql.bounds():
+    for entry in ql.bounds().of_runs:
         line = tally.lines[entry.name]
         best[entry.name] = {"checked": line.checked}
         for label, ratios in (("any", line.ratios), ("long", line.long)):

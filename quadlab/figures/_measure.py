@@ -103,12 +103,19 @@ def natural_rate(problem: BlockQuadratic, method: Method) -> float:
 
 
 def best_constant(
-    problem: BlockQuadratic, method: Method, stop: Stop, *, cap: int, per_decade: int = 5, refine: int = 11
+    problem: BlockQuadratic,
+    method: Method,
+    stop: Stop,
+    *,
+    cap: int,
+    per_decade: int = 5,
+    refine: int = 11,
+    high: float = 1.0,
 ) -> BestLearningRate:
     """Return the best constant learning rate over a log grid, then over a finer one around the best.
 
-    The first grid covers, in powers of ten of `natural_rate`, -5 to 1; -2 to 0.2 for frozen Adam and -0.45 to
-    0.05 for GD, whose best lie a factor below the edge of stability (for GD a known one, at most 2).
+    The first grid covers, in powers of ten of `natural_rate`, -5 to `high`; -2 to 0.2 for frozen Adam and
+    -0.45 to 0.05 for GD, whose best lie a factor below the edge of stability (for GD a known one, at most 2).
 
     The caps rise tenfold up to `cap`, and the search ends at the first that lets a run converge: a run that
     needs more updates than that cannot be the best.
@@ -123,8 +130,10 @@ def best_constant(
         Points a decade of the first grid; GD has 20.
     refine : int
         Points of the finer grid, which covers two gaps of the first; 0 for none.
+    high : float
+        The end of the first grid; Adam with a large epsilon takes long steps.
     """
-    low, high = -5.0, 1.0
+    low = -5.0
     if method.family == "gd":
         low, high, per_decade = -0.45, 0.05, 20
     elif isinstance(method, Adam) and method.frozen:
