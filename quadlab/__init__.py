@@ -53,7 +53,9 @@ _MODULES = {
     "run": ("Run", "Status", "Trace"),
     "solve": ("solve", "solve_many", "best_learning_rate"),
     "bounds": ("bound", "bounds"),
+    "expectation": ("expectation",),
     "compare": ("compare",),
+    "stability": ("stability",),
     "sweep": ("sweep",),
     "falsify": ("falsify",),
 }

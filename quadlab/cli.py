@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("cases", _cases, "List the named problems.")
-    command("bounds", _bounds, "List the registered bounds.")
+    sub = command("bounds", _bounds, "List the registered bounds.")
+    sub.add_argument("--markdown", action="store_true", help="the README's table, with code, test and figure")
     command("warmup", _warmup, "Compile the kernels into the cache.")
     sub = command("compare", _compare, "Run methods on a problem and hold every bound against the counts.")
     sub.add_argument("problem", metavar="CASE|FILE", help="a named problem, or a file saved by problem.save")
@@ -120,7 +121,11 @@ def _bounds(options: argparse.Namespace) -> int:
     from quadlab.bounds import bounds
 
     table = bounds()
-    if options.json:
+    if options.markdown:
+        from quadlab.bounds.record import markdown
+
+        print(markdown())
+    elif options.json:
         _print_json([entry.to_dict() for entry in table])
     else:
         print(table)

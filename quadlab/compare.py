@@ -50,6 +50,7 @@ class RunComparison:
             e
             for e in self.evaluations
             if e.bound.kind == "upper"
+            and not e.bound.expectation
             and e.bound.quantity == ITERATIONS
             and finite(e.value) is not None
             and (self.run.converged or not e.bound.needs)
@@ -315,11 +316,11 @@ def _row(e: Evaluation) -> tuple[str, ...]:
     quantity = "" if e.bound.quantity == ITERATIONS else f" of {e.bound.quantity}"
     return (
         e.name,
-        e.bound.kind + quantity,
+        e.bound.statement + quantity,
         _number(e.value),
         _number(e.measured),
         _number(e.ratio),
-        _VERDICTS[e.holds],
+        "on average" if e.bound.expectation else _VERDICTS[e.holds],
     )
 
 

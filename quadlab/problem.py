@@ -57,7 +57,7 @@ from quadlab.bases import (
     reflect,
     unit_reflectors,
 )
-from quadlab.noise import check_law
+from quadlab.noise import NoiseStream, check_law
 from quadlab.spectra import Listed, Spectrum, as_spectrum, check_eigenvalues
 
 __all__ = [
@@ -801,6 +801,17 @@ class BlockQuadratic(Content):
     def is_noisy(self) -> bool:
         """Whether any coordinate has gradient noise."""
         return bool(self._compact_noise.any())
+
+    def noise_stream(self, seed: int = 0) -> NoiseStream:
+        """Return the gradient noise of the run with this ``noise_seed``, for any iterations.
+
+        Examples
+        --------
+        >>> from quadlab import case
+        >>> case("het", seed=0).with_noise(0.1).noise_stream(seed=0).rows(1000, 1003).shape
+        (3, 9)
+        """
+        return NoiseStream(self.noise, self.noise_law, self.content_hash, seed)
 
     def with_name(self, name: str) -> BlockQuadratic:
         """Return the same problem under another name."""

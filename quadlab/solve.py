@@ -388,7 +388,6 @@ class _Job:
         if method.code == c.FROZEN_ADAM:
             _check_frozen(problem)
         step = resolve(method.learning_rate, method.families, problem, stop)  # type: ignore[arg-type]
-        noise_seed = check_seed(noise_seed)
         params = np.zeros(c.N_PARAMETERS)
         params[c.P_RATE] = step.rate
         params[c.P_M] = step.m
@@ -404,7 +403,8 @@ class _Job:
         for name in statistics:
             keep |= STATISTICS[name].want
         want = _closed(method, keep | _needed(method, stop, step))
-        noise = NoiseStream(problem, noise_seed) if problem.is_noisy else None
+        noise_seed = check_seed(noise_seed)
+        noise = problem.noise_stream(noise_seed) if problem.is_noisy else None
         return cls(problem, method, stop, step, int(cap), want, keep, params, statistics, noise)
 
     @property

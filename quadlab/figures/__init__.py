@@ -26,7 +26,15 @@ SCHEMA = "quadlab.figure/1"
 # name -> module, imported when drawn
 _MODULES = {
     name: f"{__name__}.{name}"
-    for name in ("heterogeneity_map", "measured_vs_bound", "zhang_cases", "tightness", "rotation")
+    for name in (
+        "heterogeneity_map",
+        "measured_vs_bound",
+        "zhang_cases",
+        "tightness",
+        "rotation",
+        "soft_sign",
+        "worst_cases",
+    )
 }
 
 
@@ -35,8 +43,8 @@ def names() -> tuple[str, ...]:
 
     Examples
     --------
-    >>> names()
-    ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases', 'tightness', 'rotation')
+    >>> names()[:4]
+    ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases', 'tightness')
     """
     return tuple(_MODULES)
 
