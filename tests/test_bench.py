@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import bench
 import bench_peers
-import pytest
-from bench_peers import METHODS, PEERS
-
 import quadlab as ql
+from bench_peers import METHODS, PEERS
 
 README = Path(__file__).parents[1] / "README.md"
 PROBLEMS = {
