@@ -19,11 +19,13 @@ from quadlab.heterogeneity import parameter_weighted as parameter_weighted
 from quadlab.heterogeneity import weighted_hessian_complexity as weighted_hessian_complexity
 from quadlab.methods import GD as GD
 from quadlab.methods import Adam as Adam
+from quadlab.methods import AdamMini as AdamMini
 from quadlab.methods import AdamW as AdamW
 from quadlab.methods import FrozenAdam as FrozenAdam
 from quadlab.methods import NormalizedGD as NormalizedGD
 from quadlab.methods import RMSProp as RMSProp
 from quadlab.methods import SignSGD as SignSGD
+from quadlab.methods import SteepestDescent as SteepestDescent
 from quadlab.methods import arraywise as arraywise
 from quadlab.methods import elementwise as elementwise
 from quadlab.problem import BlockQuadratic as BlockQuadratic

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         default=DEFAULT_METHODS,
         help="comma-separated NAME:LEARNING_RATE[:OPTION=VALUE...], names gd, signsgd, normalized_gd, adam, "
-        f"adamw, rmsprop, frozen_adam; default {DEFAULT_METHODS}",
+        f"adamw, rmsprop, frozen_adam, adam_mini, steepest; default {DEFAULT_METHODS}",
     )
     sub.add_argument("--stop", choices=[*STOPS, "gap"], default="l1", help="stopping test; default l1")
     sub.add_argument("--eps", type=float, help="eps of the test (gap: delta); default 1e-3 mean |g_0,i|")

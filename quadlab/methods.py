@@ -9,8 +9,9 @@ gradients so far, its learning rate (steps.py) gives :math:`\eta_t`.
 `SignSGD`         :math:`d = \mathrm{sign}(g)`, sign(0) = 0; with momentum (Signum)
                   :math:`v \leftarrow \beta v + (1-\beta) g`, :math:`d = \mathrm{sign}(v)`
 `NormalizedGD`    :math:`d = g/\|g\|_2`
+`SteepestDescent` :math:`d = \|g\|_* u`, u the unit vector of a norm that maximises :math:`g\cdot u`
 `Adam`            :math:`d = \hat m/(\sqrt{\hat v} + \epsilon)`, 0/0 := 0, and its relatives `AdamW`,
-                  `RMSProp`, `FrozenAdam`
+                  `RMSProp`, `FrozenAdam`; `AdamMini` has one second moment a block
 `elementwise`     a user's method, from a function of one coordinate
 `arraywise`       a user's method, from a function of the whole gradient and the block offsets
 ================  =========================================================================================
@@ -80,7 +81,7 @@ class Method:
 
     @property
     def family(self) -> str:
-        """The family of bounds: "gd", "signsgd", "normalized_gd", "adam" or "user"."""
+        """The family of bounds, such as "gd", "signsgd", "adam" or "user"."""
         raise NotImplementedError
 
     @property
@@ -379,7 +380,197 @@ def FrozenAdam(learning_rate: Any, beta1: float = 0.0) -> Adam:
 
 
 @dataclass(frozen=True)
-class UserMethod(Method):
+class FunctionMethod(Method):
+    """A method whose direction is a Python function, compiled on its own and called by the engine."""
+
+    def function(self) -> Callable[..., Any]:
+        """Return the function, of the form that `elementwise` or `arraywise` describes."""
+        raise NotImplementedError
+
+    @property
+    def hyperparameters(self) -> tuple[tuple[str, float], ...]:
+        """The function's last arguments, by name."""
+        return ()
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether the function is of one coordinate, and so runs in lanes."""
+        return False
+
+    @property
+    def code(self) -> int:
+        """The kernels' code."""
+        return codes.USER
+
+    def parameters(self) -> dict[int, float]:
+        """Return the hyperparameters in the order of the function's signature."""
+        return {codes.P_USER + k: value for k, (_, value) in enumerate(self.hyperparameters)}
+
+
+def _steepest_l2(g, w, t, d, offsets):
+    for i in range(g.size):
+        d[i] = g[i]
+
+
+def _steepest_linf(g, w, t, d, offsets):
+    dual = 0.0
+    for i in range(g.size):
+        dual += abs(g[i])
+    for i in range(g.size):
+        d[i] = dual * np.sign(g[i])
+
+
+def _steepest_block(g, w, t, d, offsets):
+    dual = 0.0
+    for b in range(offsets.size - 1):
+        square = 0.0
+        for i in range(offsets[b], offsets[b + 1]):
+            square += g[i] * g[i]
+        length = math.sqrt(square)
+        dual += length
+        for i in range(offsets[b], offsets[b + 1]):
+            d[i] = g[i] / length if length > 0.0 else 0.0
+    for i in range(g.size):
+        d[i] *= dual
+
+
+_STEEPEST = {"l2": _steepest_l2, "linf": _steepest_linf, "block": _steepest_block}
+
+
+@dataclass(frozen=True)
+class SteepestDescent(FunctionMethod):
+    r"""Steepest descent under a norm, :math:`d = \|g\|_*\, u`, :math:`u = \arg\max_{\|u\| \le 1} g\cdot u`.
+
+    ============  ====================================  ===================================  ================
+    norm          :math:`\|u\|`                         dual norm :math:`\|g\|_*`             d
+    ============  ====================================  ===================================  ================
+    ``"l2"``      :math:`\|u\|_2`                       :math:`\|g\|_2`                      g: GD
+    ``"linf"``    :math:`\max_i |u_i|`                  :math:`\|g\|_1`                      sign descent,
+                                                                                             scaled
+    ``"block"``   :math:`\max_b \|u_b\|_2`              :math:`\sum_b \|g_b\|_2`             :math:`\|g\|_*
+                                                                                             g_b/\|g_b\|_2`
+    ============  ====================================  ===================================  ================
+
+    The lemma's step and the line search do not see the factor :math:`\|g\|_*`: with them "linf" is `SignSGD`.
+    With a constant step it makes d vanish with g, so that the run converges.
+
+    Parameters
+    ----------
+    learning_rate : float > 0, Schedule or rule
+        Rules: "lemma", "line_search".
+    norm : {"l2", "linf", "block"}
+
+    Raises
+    ------
+    ValueError
+        On another norm, or a rule of another method.
+
+    References
+    ----------
+    Boyd and Vandenberghe, Convex Optimization, section 9.4; balles2020.
+
+    Examples
+    --------
+    >>> print(SteepestDescent("lemma", norm="block"))
+    SteepestDescent(lemma, norm='block')
+    """
+
+    norm: str = "l2"
+
+    def _check(self) -> None:
+        if not isinstance(self.norm, str) or self.norm not in _STEEPEST:
+            raise ValueError(f"norm must be one of {', '.join(_STEEPEST)}, received {shown(self.norm)}")
+
+    @property
+    def family(self) -> str:
+        """Always "steepest"."""
+        return "steepest"
+
+    def function(self) -> Callable[..., Any]:
+        """Return the direction under the norm."""
+        return _STEEPEST[self.norm]
+
+
+def _adam_mini(g, w, t, d, m, v, offsets, beta1, beta2, epsilon):
+    inverse1 = 1.0 / (1.0 - beta1 ** (t + 1))
+    inverse2 = 1.0 / (1.0 - beta2 ** (t + 1))
+    for b in range(offsets.size - 1):
+        first, end = offsets[b], offsets[b + 1]
+        square = 0.0
+        for i in range(first, end):
+            m[i] = beta1 * m[i] + (1.0 - beta1) * g[i]
+            square += g[i] * g[i]
+        # the block's second moment stands at its first coordinate
+        v[first] = beta2 * v[first] + (1.0 - beta2) * (square / (end - first))
+        denominator = math.sqrt(v[first] * inverse2) + epsilon
+        for i in range(first, end):
+            d[i] = m[i] * inverse1 / denominator if denominator > 0.0 else 0.0
+
+
+@dataclass(frozen=True)
+class AdamMini(FunctionMethod):
+    r"""Adam with one second moment a block, :math:`d_b = \hat m_b/(\sqrt{\hat v_b} + \epsilon)`, 0/0 := 0.
+
+    :math:`m \leftarrow \beta_1 m + (1-\beta_1) g`,
+    :math:`v_b \leftarrow \beta_2 v_b + (1-\beta_2) \|g_b\|_2^2/P_b`, both bias-corrected; the blocks are the
+    problem's. With beta1 = beta2 = epsilon = 0 it is block-normalised GD,
+    :math:`d_b = \sqrt{P_b}\, g_b/\|g_b\|_2`.
+
+    Parameters
+    ----------
+    learning_rate : float > 0, Schedule or rule
+        Rules: "lemma", "line_search".
+    beta1, beta2 : float in [0, 1)
+    epsilon : float >= 0
+
+    Raises
+    ------
+    ValueError
+        On a value out of range or a rule of another method.
+
+    References
+    ----------
+    Y. Zhang et al., Adam-mini: Use Fewer Learning Rates To Gain More, arXiv 2406.16793.
+
+    Examples
+    --------
+    >>> print(AdamMini(1e-3, beta1=0.0))
+    AdamMini(0.001, beta1=0.0)
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def _check(self) -> None:
+        self._set(
+            beta1=_fraction(self.beta1, "beta1"),
+            beta2=_fraction(self.beta2, "beta2"),
+            epsilon=_nonnegative(self.epsilon, "epsilon"),
+        )
+
+    @property
+    def family(self) -> str:
+        """Always "adam_mini"."""
+        return "adam_mini"
+
+    def function(self) -> Callable[..., Any]:
+        """Return the direction."""
+        return _adam_mini
+
+    @property
+    def hyperparameters(self) -> tuple[tuple[str, float], ...]:
+        """beta1, beta2 and epsilon."""
+        return (("beta1", self.beta1), ("beta2", self.beta2), ("epsilon", self.epsilon))
+
+    @property
+    def n_states(self) -> int:
+        """Two: m, and v at the first coordinate of each block."""
+        return 2
+
+
+@dataclass(frozen=True)
+class UserMethod(FunctionMethod):
     """A user's method; made by calling what `elementwise` or `arraywise` return.
 
     Attributes
@@ -407,19 +598,14 @@ class UserMethod(Method):
         """The name of the user's function."""
         return self.rule.__name__
 
-    @property
-    def code(self) -> int:
-        """The kernels' code."""
-        return codes.USER
+    def function(self) -> Callable[..., Any]:
+        """Return the user's function."""
+        return self.rule
 
     @property
     def n_states(self) -> int:
         """As the function declares."""
         return self.states
-
-    def parameters(self) -> dict[int, float]:
-        """Return the hyperparameters in the order of the function's signature."""
-        return {codes.P_USER + k: value for k, (_, value) in enumerate(self.hyperparameters)}
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value:g}" for name, value in self.hyperparameters)
@@ -553,6 +739,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "adamw": AdamW,
     "rmsprop": RMSProp,
     "frozen_adam": FrozenAdam,
+    "adam_mini": AdamMini,
+    "steepest": SteepestDescent,
 }
 
 

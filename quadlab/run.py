@@ -70,6 +70,8 @@ def _mean(index: int) -> Callable[[FloatArray, int, float], float]:
     return lambda acc, count, peaks: float(acc[index]) / count
 
 
+_AVERAGE = c.WANT_AVERAGE | c.WANT_SQUARE | c.WANT_L1
+
 STATISTICS: dict[str, Statistic] = {
     "sup_lambda_g": Statistic(c.WANT_LAMBDA_G, _entry(c.A_SUP_LAMBDA_G), "sup Lambda_G(t)"),
     "harmonic_lambda_g": Statistic(
@@ -114,6 +116,9 @@ STATISTICS: dict[str, Statistic] = {
     "min_cos_sign": Statistic(c.WANT_COS, _entry(c.A_MIN_COS), "min cos(d_t, sign g_t)"),
     "mean_cos_sign": Statistic(c.WANT_COS, _mean(c.A_SUM_COS), "mean cos(d_t, sign g_t)"),
     "mean_soft": Statistic(c.WANT_COS, _mean(c.A_SUM_SOFT), "mean share of |d_i| in [1/2, 2]"),
+    "sum_step": Statistic(_AVERAGE, _entry(c.A_SUM_STEP), "sum eta_t"),
+    "weighted_square": Statistic(_AVERAGE, _entry(c.A_SUM_STEP_SQUARE), "sum eta_t ||g_t||_2^2"),
+    "weighted_l1": Statistic(_AVERAGE, _entry(c.A_SUM_STEP_L1), "sum eta_t ||g_t||_1"),
 }
 
 QUANTITIES: dict[str, Callable[[FloatArray], FloatArray]] = {
@@ -208,6 +213,8 @@ class Run:
     statistics : dict
         The statistics of the trajectory that were asked for, by name (see ``STATISTICS``).
     trace : Trace or None
+    noise_seed : int or None
+        The seed of the gradient noise; None if the problem has none.
     state : object
         What `solve(resume=...)` goes on from; None in batches.
     """
@@ -227,6 +234,7 @@ class Run:
     trace: Trace | None = None
     tail_gap_start: float = 0.0
     tail_displacement_start: float = 0.0
+    noise_seed: int | None = None
     state: Any = field(default=None, repr=False)
 
     @property

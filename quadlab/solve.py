@@ -1,9 +1,10 @@
 r"""Run methods on problems: `solve` for one, `solve_many` for thousands, `best_learning_rate` over a grid.
 
 With :math:`x = w - w^*`, iteration t = 0, 1, ... is: the gradient :math:`g = Hx`, the statistics asked for,
-the stopping test, the direction d, the step :math:`\eta`, the update :math:`x \leftarrow x - \eta d`. The
-test is made at t = 0 and at the cap too, so that ``iterations`` is the number of updates before the test
-first holds.
+the stopping test, the direction d, the step :math:`\eta`, the update :math:`x \leftarrow x - \eta d`. Where
+the problem has gradient noise the direction sees :math:`g + \sigma\xi_t`; the test and the statistics see
+g. The test is made at t = 0 and at the cap too, so that ``iterations`` is the number of updates before the
+test first holds.
 
 Two compiled paths share one specification of the order of every operation: a single run over vectors, and
 lanes, arrays of many runs with the lane innermost. A run gives the same bits on either, alone, in a batch of
@@ -27,7 +28,8 @@ from quadlab._arrays import FloatArray, shown
 from quadlab._progress import progress_bar
 from quadlab.curvature import curvature, starting_gradient
 from quadlab.kernels import codes as c
-from quadlab.methods import Method, UserMethod, check_method
+from quadlab.methods import FunctionMethod, Method, check_method
+from quadlab.noise import NoiseStream, check_seed
 from quadlab.problem import BlockQuadratic, check_problem
 from quadlab.run import (
     QUANTITIES,
@@ -46,6 +48,8 @@ from quadlab.stopping import Stop, check_stop
 PIECE = 30_000_000
 #: Rows of a trace held by one kernel call.
 RECORD_ROWS = 4096
+#: Largest block of the path for tiny blocks.
+MAX_TINY_BLOCK = 3
 #: A batch of fewer runs, or what is left of a batch, goes one by one.
 LEAST_LANES = 6
 #: Lanes of a pack, and the bytes of vectors that a pack should stay under.
@@ -77,6 +81,8 @@ def solve(
     resume: Run | None = None,
     tail_gap_start: float = 0.0,
     tail_displacement_start: float = 0.0,
+    noise_seed: int = 0,
+    fused: bool = True,
 ) -> Run:
     r"""Run one method on one problem.
 
@@ -99,6 +105,12 @@ def solve(
         smaller cap or was interrupted; the result equals that of an uninterrupted run, to the bit.
     tail_gap_start, tail_displacement_start : float
         First iteration of the statistics ``tail_gap`` and ``tail_displacement``.
+    noise_seed : int >= 0
+        The seed of the gradient noise, where the problem has noise: the same seed gives all methods the same
+        noise on the same problem.
+    fused : bool
+        False makes every iteration on the general path, to compare: the numbers are the same, and runs on
+        blocks of up to three coordinates take several times as long.
 
     Returns
     -------
@@ -127,6 +139,7 @@ def solve(
         check_statistics(statistics),
         tail_gap_start,
         tail_displacement_start,
+        noise_seed,
     )
     times = _record_times(record, job.cap)
     if times is not None:
@@ -136,7 +149,7 @@ def solve(
     if callback is not None and times is None:
         raise ValueError("a callback is called at recorded iterations, received record=None")
     state = _State.begin(job) if resume is None else _resumed(resume, job)
-    return _run_one(job, state, times, callback, None)
+    return _run_one(job, state, times, callback, None, fused)
 
 
 def solve_many(
@@ -148,6 +161,7 @@ def solve_many(
     statistics: Iterable[str] = (),
     tail_gap_start: float | Sequence[float] = 0.0,
     tail_displacement_start: float | Sequence[float] = 0.0,
+    noise_seed: int | Sequence[int] = 0,
     threads: int = 1,
     lanes: bool = True,
     progress: bool | None = None,
@@ -168,6 +182,8 @@ def solve_many(
         Statistics of the trajectories, the same for all runs.
     tail_gap_start, tail_displacement_start : float or sequence
         First iteration of the statistics ``tail_gap`` and ``tail_displacement``.
+    noise_seed : int >= 0 or sequence
+        The seeds of the gradient noise: one problem with ``range(n)`` gives n independent runs.
     threads : int >= 1
         Python threads that share the work; the numbers do not depend on it.
     lanes : bool
@@ -203,11 +219,12 @@ def solve_many(
         max_iterations=max_iterations,
         tail_gap_start=tail_gap_start,
         tail_displacement_start=tail_displacement_start,
+        noise_seed=noise_seed,
     )
     jobs = []
-    for k, (p, m, s, cap, tail_gap, tail_displacement) in enumerate(columns):
+    for k, (p, m, s, cap, tail_gap, tail_displacement, seed) in enumerate(columns):
         try:
-            jobs.append(_Job.make(p, m, s, cap, names, tail_gap, tail_displacement))
+            jobs.append(_Job.make(p, m, s, cap, names, tail_gap, tail_displacement, seed))
         except ValueError as error:
             raise ValueError(f"run {k}: {error}") from None
     results: list[Run | None] = [None] * len(jobs)
@@ -309,7 +326,7 @@ def best_learning_rate(
     if learning_rates is None:
         scale = (
             2.0 / max(curvature(problem).largest, np.finfo(float).tiny)
-            if method.family == "gd"
+            if method.family in ("gd", "steepest")
             else float(np.abs(problem.displacement).max()) or 1.0
         )
         learning_rates = scale * 10.0 ** np.linspace(-5.0, 1.0, 61)
@@ -345,8 +362,10 @@ class _Job:
     step: Step
     cap: int
     want: int
+    keep: int
     params: FloatArray
     statistics: tuple[str, ...]
+    noise: NoiseStream | None
 
     @classmethod
     def make(
@@ -358,19 +377,17 @@ class _Job:
         statistics: tuple[str, ...],
         tail_gap_start: Any,
         tail_displacement_start: Any,
+        noise_seed: Any,
     ) -> _Job:
         check_problem(problem)
         check_method(method)
         check_stop(stop)
-        if _noisy(problem):
-            raise ValueError(
-                "gradient noise is not simulated yet, received noise > 0; problem.with_noise(0) runs without"
-            )
         if isinstance(cap, bool) or not isinstance(cap, (int, np.integer)) or not 0 <= cap < 1 << 62:
             raise ValueError(f"max_iterations must be an integer >= 0, received {shown(cap)}")
         if method.code == c.FROZEN_ADAM:
             _check_frozen(problem)
         step = resolve(method.learning_rate, method.families, problem, stop)  # type: ignore[arg-type]
+        noise_seed = check_seed(noise_seed)
         params = np.zeros(c.N_PARAMETERS)
         params[c.P_RATE] = step.rate
         params[c.P_M] = step.m
@@ -382,9 +399,12 @@ class _Job:
         params[c.P_TAIL_DISPLACEMENT] = _tail_start(tail_displacement_start)
         for index, value in method.parameters().items():
             params[index] = value
-        return cls(
-            problem, method, stop, step, int(cap), _want(method, stop, step, statistics), params, statistics
-        )
+        keep = 0
+        for name in statistics:
+            keep |= STATISTICS[name].want
+        want = _closed(method, keep | _needed(method, stop, step))
+        noise = NoiseStream(problem, noise_seed) if problem.is_noisy else None
+        return cls(problem, method, stop, step, int(cap), want, keep, params, statistics, noise)
 
     @property
     def lowest(self) -> FloatArray:
@@ -402,16 +422,33 @@ class _Job:
         """Return the key that runs of one pack of lanes share; None: this one goes alone."""
         packed = self.problem.packed()
         if packed.reflectors.any() or (
-            isinstance(self.method, UserMethod) and not self.method.is_elementwise
+            isinstance(self.method, FunctionMethod) and not self.method.is_elementwise
         ):
             return None
         if self.step.schedule is not None and self.cap > MAX_LANE_SCHEDULE:
             return None
-        rule = (self.method.rule, self.method.states) if isinstance(self.method, UserMethod) else None
+        method = self.method
+        rule = (method.function(), method.n_states) if isinstance(method, FunctionMethod) else None
         anchored = self.method.code == c.USER or self.params[c.P_DECAY] != 0.0
         structure = (packed.kinds.tobytes(), packed.offsets.tobytes())
-        code = (self.method.code, self.step.rule, self.stop.code, self.want, self.step.schedule)
-        return (*code, rule, anchored, *structure)
+        code = (method.code, self.step.rule, self.stop.code, self.want, self.keep, self.step.schedule)
+        return (*code, rule, anchored, self.noise is not None, *structure)
+
+    def is_tiny(self) -> bool:
+        """Whether ``kernels/tiny.py`` makes the iterations between two events."""
+        packed = self.problem.packed()
+        if self.keep or self.noise is not None or self.params[c.P_DECAY] != 0.0:
+            return False
+        if packed.kinds.any():  # a block that is not dense
+            return False
+        if np.diff(packed.offsets).max() > MAX_TINY_BLOCK:
+            return False
+        norm = {c.GD: c.STOP_L2, c.SIGN: c.STOP_L1}.get(self.method.code)
+        simple = self.step.rule in (c.CONSTANT, c.SCHEDULE) and self.stop.code in (c.STOP_L1, c.STOP_L2)
+        if self.method.code == c.ADAM:
+            return simple
+        own = self.step.rule in (c.LEMMA, c.M_STAR) and self.stop.code == norm
+        return norm is not None and (simple or own)
 
     def result(
         self, status: int, count: int, x: FloatArray, acc: FloatArray, peaks: FloatArray, first: FloatArray,
@@ -438,6 +475,7 @@ class _Job:
             trace=trace,
             tail_gap_start=tails["tail_gap"],
             tail_displacement_start=tails["tail_displacement"],
+            noise_seed=None if self.noise is None else self.noise.seed,
             state=state,
         )
 
@@ -453,11 +491,18 @@ def _available(want: int) -> list[str]:
     return [name for name, bit in of.items() if want & bit]
 
 
-def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -> int:
-    """Return what the kernels compute at each iteration."""
+def _closed(method: Method, want: int) -> int:
+    """Return `want` and what the kernels read while they compute it."""
+    if want & c.WANT_DIRECTION and method.code == c.GD:
+        want |= c.WANT_LAMBDA_G
+    if want & c.WANT_LAMBDA_G:
+        want |= c.WANT_SQUARE
+    return want
+
+
+def _needed(method: Method, stop: Stop, step: Step) -> int:
+    """Return what the kernels compute at each iteration for the method, the step and the test."""
     want = _STOP_WANT[stop.code]
-    for name in statistics:
-        want |= STATISTICS[name].want
     if step.rule == c.M_STAR:
         want |= c.WANT_L1
     if step.rule in (c.LEMMA, c.LINE_SEARCH):
@@ -466,16 +511,7 @@ def _want(method: Method, stop: Stop, step: Step, statistics: tuple[str, ...]) -
         want |= c.WANT_DHD
     if method.code == c.NORMALIZED:
         want |= c.WANT_SQUARE
-    if want & c.WANT_DIRECTION and method.code == c.GD:
-        want |= c.WANT_LAMBDA_G
-    if want & c.WANT_LAMBDA_G:
-        want |= c.WANT_SQUARE
     return want
-
-
-def _noisy(problem: BlockQuadratic) -> bool:
-    noise = problem.noise  # a zero-strided view of one number where all are equal
-    return bool(noise[0] if noise.strides == (0,) else noise.any())
 
 
 def _check_frozen(problem: BlockQuadratic) -> None:
@@ -570,6 +606,8 @@ def _resumed(run: Run, job: _Job) -> _State:
     tails = run.tail_gap_start, run.tail_displacement_start
     if tails != (job.params[c.P_TAIL_GAP], job.params[c.P_TAIL_DISPLACEMENT]):
         raise ValueError(f"resume must have the same tail starts, received {tails[0]:g} and {tails[1]:g}")
+    if job.noise is not None and run.noise_seed != job.noise.seed:
+        raise ValueError(f"resume must have the same noise_seed, received {run.noise_seed}")
     if run.status is not STATUS_OF[c.MAX_ITERATIONS]:
         raise ValueError(f"only a capped or interrupted run can be resumed, received one that {run.status}")
     if job.cap < run.iterations:
@@ -583,8 +621,10 @@ def _pointers(method: Method) -> tuple[Any, Any]:
     """Return the direction's pointers for the two paths."""
     from quadlab.kernels.user import compile_rule, placeholders
 
-    if isinstance(method, UserMethod):
-        return compile_rule(method.rule, method.states, len(method.hyperparameters), method.is_elementwise)
+    if isinstance(method, FunctionMethod):
+        return compile_rule(
+            method.function(), method.n_states, len(method.hyperparameters), method.is_elementwise
+        )
     return placeholders()
 
 
@@ -594,6 +634,7 @@ def _run_one(
     times: Iterator[int] | None,
     callback: Callable[[int, FloatArray], Any] | None,
     cancelled: threading.Event | None,
+    fused: bool = True,
 ) -> Run:
     """Run on the single path from the state s to the end."""
     from quadlab.kernels import entry
@@ -602,7 +643,8 @@ def _run_one(
     size = job.problem.size
     kernel = entry.single()
     user = _pointers(job.method)[0]
-    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want], dtype=np.int64)
+    tiny = fused and job.is_tiny()
+    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want, job.keep, tiny], dtype=np.int64)
     g = np.empty(size)
     d = np.empty(0 if job.method.code == c.GD else size)
     work = np.empty(size if job.want & (c.WANT_DHD | c.WANT_DENOMINATOR) or job.method.code == c.USER else 0)
@@ -610,6 +652,7 @@ def _run_one(
     lowest, support = job.lowest, job.support
     piece = max(64, PIECE // (packed.data.size + 8 * size))
     schedule = np.zeros(0)
+    noise, noisy, drawn = np.zeros((0, size)), np.empty(0 if job.noise is None else size), -1
     pending: list[int] = []
     no_times = np.zeros(0, dtype=np.int64)
     if times is not None:
@@ -629,6 +672,12 @@ def _run_one(
             if job.step.schedule is not None:  # a Python function: not asked far ahead of its use
                 pause = min(pause, s.t + max(1000, s.t))
                 schedule = job.step.schedule.values(s.t, min(pause, job.cap))
+            if job.noise is not None:
+                rows = job.noise.block_rows
+                pause = min(pause, s.t - s.t % rows + rows)
+                if s.t // rows != drawn:
+                    drawn = s.t // rows
+                    noise = job.noise.block(drawn)
             at = np.array(pending, dtype=np.int64) if pending else no_times
             record = np.empty((len(at), c.N_QUANTITIES))
             clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
@@ -636,7 +685,7 @@ def _run_one(
             status = kernel(
                 code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
                 packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
-                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, user,
+                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, user,
             )  # fmt: skip
             pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
@@ -755,7 +804,7 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
     packed = problem.packed()
     size, blocks, n, width = problem.size, problem.n_blocks, len(jobs), _width(problem.size, len(jobs))
     shared = all(other.problem.blocks is problem.blocks for other in jobs)
-    code = np.array([method.code, job.step.rule, job.stop.code, job.want, shared], dtype=np.int64)
+    code = np.array([method.code, job.step.rule, job.stop.code, job.want, job.keep, shared], dtype=np.int64)
     anchored = method.code == c.USER or job.params[c.P_DECAY] != 0.0
     own = jobs[:1] if shared else jobs
     start = np.array([j.problem.displacement for j in jobs])
@@ -793,17 +842,22 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
     kernel = entry.lanes()
     user = _pointers(method)[1]
     budget = max(16, PIECE // (width * (packed.data.size + 8 * size)))
+    rows = 0 if job.noise is None else job.noise.block_rows
+    noise, noisy = empty((rows, size, width)), empty((size if rows else 0, width))
+    budget = rows or budget
     active = queued = finished = 0
     least = min(LEAST_LANES, n)
     results: list[Run | None] = [None] * n
     while queued < n or active >= least:
         clock = np.array([active, queued, budget, least], dtype=np.int64)
+        if rows:
+            _draw(jobs, owner, t, active, queued, noise)
         kernel(
             code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
             start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
             owner, t, cap, par, norms, lowest, support, anchor, data,
             x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-            statuses, iterations, points, peaks, accs, firsts, finals, user,
+            statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, user,
         )  # fmt: skip
         active, queued = int(clock[0]), int(clock[1])
         bar.update(queued - active - finished)
@@ -829,6 +883,19 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
                 tolerance,
             )  # fmt: skip
     return results  # type: ignore[return-value]
+
+
+def _draw(
+    jobs: list[_Job], owner: np.ndarray, t: np.ndarray, active: int, queued: int, noise: FloatArray
+) -> None:
+    """Draw the noise of the next iterations of the active lanes and of the runs that fill the others."""
+    rows, size, width = noise.shape
+    at = [(int(owner[w]), int(t[w]) // rows) for w in range(active)]
+    at += [(k, 0) for k in range(queued, min(queued + width - active, len(jobs)))]
+    blocks = np.empty((len(at), rows, size))
+    for block, (k, number) in zip(blocks, at, strict=True):
+        block[:] = jobs[k].noise.block(number)  # type: ignore[union-attr]
+    noise[:, :, : len(at)] = blocks.transpose(1, 2, 0)
 
 
 # -- plumbing ------------------------------------------------------------------------------------------------

@@ -16,6 +16,11 @@ a `Schedule`         :math:`\eta(t)`, or any function of t                  all
                      :math:`P\epsilon/M` for SignSGD
 ===================  =====================================================  ==========================
 
+Under gradient noise the exact g is not there to be read: only a number, a schedule and ``"optimal"`` remain,
+which is then the constant of the best bound on the mean count (:mod:`quadlab.bounds.stochastic`):
+:math:`\min(1/L, P\epsilon^2/(2V))`, :math:`V = \sum_i H_{ii}\sigma_i^2`, for GD, and for SignSGD with
+Gaussian noise :math:`(P\epsilon)^2/(M(\sqrt{\pi/2}\,\|\sigma\|_1 + P\epsilon))`.
+
 The lemma's step is where every deterministic :math:`1/\epsilon^2` bound comes from. For SignSGD its
 denominator :math:`\sum_b \|d_b\|^2 \|H_b\|` is :math:`P\Lambda_P` when no entry of g is zero, and less
 otherwise. A step of zero length, or a direction with :math:`g\cdot d \le 0`, ends the run as
@@ -179,11 +184,16 @@ class Step:
 def resolve(
     learning_rate: float | str | Schedule, families: tuple[str, ...], problem: BlockQuadratic, stop: Stop
 ) -> Step:
-    """Return the learning rate of a run on `problem` that ends by `stop`."""
+    """Return the learning rate of a run on `problem` that ends by `stop`; ValueError if noise forbids it."""
     if isinstance(learning_rate, Schedule):
         return Step(codes.SCHEDULE, schedule=learning_rate)
     if not isinstance(learning_rate, str):
         return Step(codes.CONSTANT, rate=learning_rate)
+    if problem.is_noisy and learning_rate != "optimal":
+        raise ValueError(
+            f"learning_rate {learning_rate!r} needs the exact gradient, received a problem with noise: give "
+            "a number or a schedule"
+        )
     if learning_rate == "optimal":
         return Step(codes.CONSTANT, rate=_optimal(families, problem, stop))
     m = curvature(problem).m_star_upper if learning_rate == "m_star" else 0.0
@@ -194,11 +204,28 @@ def _optimal(families: tuple[str, ...], problem: BlockQuadratic, stop: Stop) -> 
     constants = curvature(problem)
     if constants.largest == 0.0:
         raise ValueError('learning_rate "optimal" needs a nonzero Hessian, received H = 0')
+    if problem.is_noisy:
+        return _optimal_under_noise(families, problem, stop)
     if "gd" in families:
         return 2.0 / (constants.smallest_positive + constants.largest)
     if "frozen_adam" in families:
         return frozen_preconditioner(problem).best_learning_rate
     return l1_target(problem, stop) / constants.m_star_upper
+
+
+def _optimal_under_noise(families: tuple[str, ...], problem: BlockQuadratic, stop: Stop) -> float:
+    constants, sigma = curvature(problem), problem.noise
+    if "gd" in families:
+        variance = float(problem.hessian_diagonal() @ np.square(sigma))
+        target = l2_target(problem, stop)
+        return min(1.0 / constants.largest, target * target / (2.0 * variance) if variance else math.inf)
+    if "signsgd" in families and problem.noise_law == "gaussian":
+        target = l1_target(problem, stop)
+        spread = math.sqrt(math.pi / 2.0) * float(sigma.sum())
+        return target * (target / (spread + target)) / constants.m_star_upper
+    raise ValueError(
+        f'learning_rate "optimal" is not known for this method with {problem.noise_law} noise: give a number'
+    )
 
 
 def l1_target(problem: BlockQuadratic, stop: Stop) -> float:
@@ -207,6 +234,22 @@ def l1_target(problem: BlockQuadratic, stop: Stop) -> float:
     A norm of order 1, 2 or inf is at most :math:`\|g\|_1`, and
     :math:`f - f^* \le \|g\|_1^2/(2\mu_\infty)`.
     """
+    tolerance = _tolerance(problem, stop)
+    return math.sqrt(2.0 * curvature(problem).mu_inf * tolerance) if isinstance(stop, Gap) else tolerance
+
+
+def l2_target(problem: BlockQuadratic, stop: Stop) -> float:
+    r"""Return the largest :math:`\|g\|_2` that certifies `stop`.
+
+    :math:`\|g\|_1 \le \sqrt P\|g\|_2`, and :math:`f - f^* \le \|g\|_2^2/(2\mu_+)`.
+    """
+    tolerance = _tolerance(problem, stop)
+    if isinstance(stop, Gap):
+        return math.sqrt(2.0 * curvature(problem).smallest_positive * tolerance)
+    return tolerance / math.sqrt(problem.size) if stop.ord == 1 else tolerance
+
+
+def _tolerance(problem: BlockQuadratic, stop: Stop) -> float:
     start_value = None
     if stop.relative:
         g = problem.gradient(problem.start)
@@ -214,8 +257,7 @@ def l1_target(problem: BlockQuadratic, stop: Stop) -> float:
             start_value = 0.5 * float(problem.displacement @ g)
         else:
             start_value = float(np.linalg.norm(g, stop.ord))
-    tolerance = stop.tolerance(problem.size, start_value)
-    return math.sqrt(2.0 * curvature(problem).mu_inf * tolerance) if isinstance(stop, Gap) else tolerance
+    return stop.tolerance(problem.size, start_value)
 
 
 def _rate(value: Any) -> float:

@@ -1076,8 +1076,34 @@ def test_ctrl_c_in_solve_many(threads, lanes):
     assert seconds < 3.0
 
 
-def test_a_noisy_problem_is_not_run_as_if_it_had_no_noise() -> None:
-    problem = case("het", noise=[0.0, 0.1, 0.0])
-    with pytest.raises(ValueError, match=r"gradient noise is not simulated yet, received noise > 0"):
-        solve(problem, GD("lambda_g"), GradientNorm(1.0))
-    assert solve(problem.with_noise(0), GD("lambda_g"), GradientNorm(1.0)).converged
+TINY = {
+    "gd": GD(0.9), "gd-diverges": GD(20.0), "gd-lemma": GD("lambda_g"),
+    "gd-schedule": GD(linear_decay(1.0, 90)),
+    "signsgd": SignSGD(1e-3), "signsgd-lemma": SignSGD("lambda_p"), "signsgd-m_star": SignSGD("m_star"),
+    "adam": Adam(1e-2), "adam-schedule": Adam(cosine(0.1, 200), beta1=0.5, beta2=0.9),
+    "adam-uncorrected": Adam(1e-2, bias_correction=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("ord", [1, 2])
+def test_the_path_of_tiny_blocks_is_the_general_one(name, ord):
+    rng = np.random.default_rng(17)
+    stop = GradientNorm(1e-3, ord=ord, relative=True)
+    ended = set()
+    for seed in range(12):
+        sizes = rng.integers(1, 4, rng.integers(1, 6))
+        spectra = [np.exp(rng.normal(0.0, 2.0, size)) for size in sizes]
+        if seed % 4 == 0 and sizes[0] > 1:
+            spectra[0][0] = 0.0
+        largest = max(block.max() for block in spectra)
+        p = from_spectra([block / largest for block in spectra], basis="haar", seed=seed)
+        for options in ({"record": 7}, {"record": [0, 1, 2, 50, 51]}, {}):
+            run = solve(p, TINY[name], stop, max_iterations=400, **options)
+            assert_same(run, solve(p, TINY[name], stop, max_iterations=400, fused=False, **options))
+        part = solve(p, TINY[name], stop, max_iterations=min(run.iterations, 3))
+        if part.status is Status.MAX_ITERATIONS:
+            assert_same(solve(p, TINY[name], stop, max_iterations=400, resume=part), run)
+        ended.add(run.status)
+    expected = {"gd-diverges": Status.DIVERGED, "signsgd": Status.MAX_ITERATIONS}
+    assert expected.get(name, Status.CONVERGED) in ended

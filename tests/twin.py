@@ -7,6 +7,8 @@ coordinates adds its terms in the order that is specified, so the engine must ag
   ascending order), the stripes combined as ((0+1)+(2+3))+((4+5)+(6+7)), chunks and then blocks in order;
 * a dense product adds column after column; a Householder product reflects forth, scales, reflects back;
 * Adam's bias correction multiplies by the reciprocals 1/(1 - beta1^t) and 1/(1 - beta2^t);
+* the noise of iterations kR to (k+1)R - 1 is drawn row by row from Philox(key, counter (0, 0, 0, k)), the key
+  the first 128 bits of a hash of problem and seed; the direction sees g + sigma xi, everything else sees g;
 * values under 1e-290 become zero wherever a state is written (frozen Adam's g_0^2 is never written again).
 
 ``np.add.accumulate`` is sequential by definition; ``np.sum`` and ``np.dot`` are not, and do not occur.
@@ -14,6 +16,7 @@ coordinates adds its terms in the order that is specified, so the engine must ag
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import cached_property
 from itertools import pairwise
@@ -132,12 +135,39 @@ class Hessian:
         return product
 
 
+class Noise:
+    """sigma xi of one iteration after the other."""
+
+    def __init__(self, problem, seed):
+        identity = f"{problem.content_hash} {seed}".encode()
+        self.key = int.from_bytes(hashlib.sha256(identity).digest()[:16], "little")
+        self.law, self.sigma = problem.noise_law, np.array(problem.noise)
+        self.period = max(1, min(128, 8192 // problem.size))
+
+    def __call__(self, t):
+        if t % self.period == 0:
+            self.rng = np.random.Generator(np.random.Philox(key=self.key, counter=(t // self.period) << 192))
+        return self.sigma * self.unit(self.sigma.size)
+
+    def unit(self, n):
+        if self.law == "gaussian":
+            return np.array([self.rng.standard_normal() for _ in range(n)])
+        if self.law == "uniform":
+            return np.array([self.rng.random() - 0.5 for _ in range(n)]) * math.sqrt(12.0)
+        if self.law == "rademacher":
+            return np.array([-1.0, 1.0])[[self.rng.integers(2) for _ in range(n)]]
+        df = float(self.law.removeprefix("student:"))
+        scale = math.sqrt((df - 2.0) / df) if df > 2.0 else 1.0
+        return np.array([self.rng.standard_t(df) for _ in range(n)]) * scale
+
+
 class Moment:
     """The quantities at one iterate; what no one asks for is not computed."""
 
     def __init__(self, run, x: np.ndarray):
         self.run, self.x = run, x
         self.g = run.hessian(x)
+        self.seen = self.g  # what the method sees of it
         self.d = self.eta = self.den = None
 
     @cached_property
@@ -224,6 +254,9 @@ STATISTICS = {
         "mean",
     ),
     "sum_max_gradient": (lambda at: np.abs(at.g), "coordinates"),
+    "sum_step": (lambda at: at.eta, "sum"),
+    "weighted_square": (lambda at: at.eta * at.grad_sq, "sum"),
+    "weighted_l1": (lambda at: at.eta * at.grad_l1, "sum"),
 }
 RATIOS = {"min_gap_ratio": "min", "max_gap_ratio": "max"}
 
@@ -233,6 +266,8 @@ def combine(values: list, how: str, sums: Sums):
         return None
     if how == "harmonic":
         return len(values) / np.float64(add_up([1.0 / value for value in values]))
+    if how == "sum":
+        return add_up(values)
     if how == "mean":
         return add_up(values) / len(values)
     if how == "coordinates":
@@ -241,7 +276,7 @@ def combine(values: list, how: str, sums: Sums):
 
 
 class Twin:
-    def __init__(self, problem, method, stop, learning_rate, tail_starts):
+    def __init__(self, problem, method, stop, learning_rate, tail_starts, noise_seed):
         self.problem, self.method, self.stop = problem, method, stop
         packed = problem.packed()
         self.norms = [float(norm) for norm in packed.norms]
@@ -250,6 +285,7 @@ class Twin:
         self.learning_rate = method.learning_rate if learning_rate is None else learning_rate
         self.state = {}
         self.tail_gap_start, self.tail_displacement_start = tail_starts
+        self.noise = Noise(problem, noise_seed) if problem.noise.any() else None
 
     def weigh(self, block_squares) -> float:
         return add_up([square * norm for square, norm in zip(block_squares, self.norms, strict=True)])
@@ -280,7 +316,7 @@ class Twin:
 
     def direct(self, at: Moment) -> np.ndarray:
         """Set the direction of the moment."""
-        method, g = self.method, at.g
+        method, g = self.method, at.seen
         if method.family == "gd":
             at.d = g
             if method.momentum:
@@ -290,14 +326,15 @@ class Twin:
             beta = method.momentum
             at.d = np.sign(self.average("v", beta, 1.0 - beta, g) if beta else g)
         elif method.family == "normalized_gd":
-            at.d = np.zeros_like(g) if at.grad_sq == 0.0 else g / np.sqrt(at.grad_sq)
+            square = self.sums.total(g * g)
+            at.d = np.zeros_like(g) if square == 0.0 else g / np.sqrt(square)
         elif method.family == "adam":
             at.d = self.adam(at)
         else:
             raise NotImplementedError(method.family)
 
     def adam(self, at: Moment) -> np.ndarray:
-        method, g, state = self.method, at.g, self.state
+        method, g, state = self.method, at.seen, self.state
         beta1, beta2 = method.beta1, method.beta2
         frozen = beta2 == 1.0
         m = self.average("m", beta1, 1.0 - beta1, g)
@@ -390,6 +427,8 @@ class Twin:
             if t == max_iterations:
                 status = "max_iterations"
                 break
+            if self.noise is not None:
+                at.seen = at.g + self.noise(t)
             self.direct(at)
             if not self.step(at, t):
                 status = "not_descent"
@@ -460,12 +499,14 @@ def twin_solve(
     learning_rate=None,
     tail_gap_start: float = 0,
     tail_displacement_start: float = 0,
+    noise_seed: int = 0,
 ) -> SimpleNamespace:
     """Run one method as the engine should: status, iterations, x (= w - w*), trace, statistics.
 
     ``learning_rate`` replaces the method's own: a number, a schedule or a rule by name.
     ``record`` keeps every so-manieth iterate, and the last one.
     """
-    twin = Twin(problem, method, stop, learning_rate, (tail_gap_start, tail_displacement_start))
+    tails = tail_gap_start, tail_displacement_start
+    twin = Twin(problem, method, stop, learning_rate, tails, noise_seed)
     with np.errstate(all="ignore"):
         return twin.run(max_iterations, statistics, record)

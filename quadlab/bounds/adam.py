@@ -1,4 +1,4 @@
-r"""Adam without momentum: w+ = w - eta D_t^-1 g, D_t = diag(sqrt(vhat_t) + epsilon), 0/0 := 0.
+r"""Adam: w+ = w - eta D_t^-1 mhat_t, D_t = diag(sqrt(vhat_t) + epsilon), 0/0 := 0; at first without momentum.
 
 **Preconditioned descent.** In y = D_t^(1/2) x one step is gradient descent on A_t = D_t^(-1/2) H D_t^(-1/2).
 With z = D_t^(-1/2) g,
@@ -20,6 +20,22 @@ y_{t+1} = (1 + beta1 - (1 - beta1) eta a) y_t - beta1 y_{t-1}, stable if and onl
 f+ < f - eta (P eps)^2 / G + eta^2 U / 2 with G = max_t sum_i D_ii and U = max_t d_t^T H d_t. (vhat >= (1 -
 beta2) g^2, so that |d_i| <= 1 / sqrt(1 - beta2) and U <= M* / (1 - beta2).)
 
+**Momentum**, bias-corrected, beta1^2 < beta2 < 1; w_1 and w_2 are the weights of the averages of n = t + 1
+gradients.
+
+- By Cauchy and Schwarz |mhat_i| <= (sum_k w_1k^2 / w_2k)^(1/2) sqrt(vhat_i), so that |d_i| <= c_n.
+- mhat - g is the average of g_k - g_t = eta H (d_k + ... + d_{t-1}), and ||H d||_1 <= M* ||d||_inf, so that
+  ||mhat - g||_1 <= eta M* c_n l_n, l_n = sum_k w_1k (t - k) <= beta1 / (1 - beta1) the mean lag.
+- |g_i| / D_ii <= s_n = ((1 - beta2^n) / (1 - beta2))^(1/2), as the newest gradient has weight 1 / s_n^2.
+
+Hence g.d >= ||g||_1^2 / G - eta M* c_n l_n s_n, and with d^T H d <= M* c_n^2,
+
+    f+ <= f - eta ||g||_1^2 / G + eta^2 M* C_n,        C_n = c_n l_n s_n + c_n^2 / 2.
+
+c_n, l_n and s_n, and so C_n, increase with n, to C = c beta1 / ((1 - beta1) sqrt(1 - beta2)) + c^2 / 2.
+Before the run, G is at most P epsilon + S sqrt(max f), as |g_i| <= sqrt(2 H_ii f), and f is at most Delta +
+eta^2 M* C T.
+
 **SignSGD.** With beta1 = beta2 = epsilon = 0, d = g / sqrt(g^2), which is sign(g) to the bit for |g_i| in
 1e-145 .. 1e154 or 0 (below, the second moment is flushed to 0; above, it overflows).
 """
@@ -27,6 +43,9 @@ beta2) g^2, so that |d_i| <= 1 / sqrt(1 - beta2) and U <= M* / (1 - beta2).)
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from quadlab.bounds.gd import contraction_factor, decay_count, linear_count, log_ratio
 from quadlab.bounds.lemma import per_step
@@ -114,6 +133,110 @@ def _frozen_rho(s: Setting) -> float:
     return contraction_factor(s.step, a.smallest, a.largest)
 
 
+def average_ratio(beta1: float, beta2: float, count: float) -> float:
+    r"""Return c_n, the largest :math:`|\hat m/\sqrt{\hat v}|` that n gradients can give.
+
+    .. math:: c_n^2 = \sum_k \frac{w_{1,k}^2}{w_{2,k}} =
+              \frac{(1-\beta_1)^2 (1-\beta_2^n)}{(1-\beta_2)(1-\beta_1^n)^2} \sum_{j<n} (\beta_1^2/\beta_2)^j
+
+    It increases with n (its logarithm's derivative in n is x / (e^x - 1), which is convex, at two points less
+    twice at their mean) to :math:`c = (1-\beta_1)/\sqrt{(1-\beta_2)(1-\beta_1^2/\beta_2)}`.
+
+    Parameters
+    ----------
+    beta1, beta2 : float
+        In [0, 1); inf for an infinite n if beta1^2 >= beta2 and beta1 > 0.
+    count : float
+        The number n >= 1 of gradients; inf for the limit.
+
+    Examples
+    --------
+    >>> [round(average_ratio(0.9, 0.999, n), 2) for n in (1, 11, 101, math.inf)]
+    [1.0, 1.05, 2.25, 7.27]
+    """
+    r = beta1 * beta1 / beta2 if beta2 > 0.0 else math.inf if beta1 > 0.0 else 0.0
+    if r < 1.0:
+        total = (1.0 - r**count) / (1.0 - r)
+    else:
+        total = math.inf if math.isinf(count) else sum(r**j for j in range(int(count)))
+    return (1.0 - beta1) / (1.0 - beta1**count) * math.sqrt(total * (1.0 - beta2**count) / (1.0 - beta2))
+
+
+def momentum_constant(method: Any, count: float) -> float:
+    r"""Return C_n of the bound with momentum.
+
+    .. math:: C_n = c_n\, \ell_n \sqrt{\frac{1-\beta_2^n}{1-\beta_2}} + \frac{c_n^2}{2}, \qquad
+              \ell_n = \frac{\beta_1}{1-\beta_1} - \frac{n \beta_1^n}{1-\beta_1^n}
+
+    Parameters
+    ----------
+    method : Adam or AdamMini
+        With beta1^2 < beta2 < 1, or beta1 = 0.
+    count : float
+        The number n >= 1 of gradients; inf for the limit.
+
+    Examples
+    --------
+    >>> import quadlab as ql
+    >>> method = ql.Adam(1e-3, beta1=0.9, beta2=0.95)
+    >>> [round(momentum_constant(method, n), 2) for n in (1, 10, math.inf)]
+    [0.5, 10.96, 47.57]
+    """
+    beta1, beta2 = method.beta1, method.beta2
+    c = average_ratio(beta1, beta2, count)
+    lag = beta1 / (1.0 - beta1)
+    if math.isfinite(count):  # sum_{j<n} j beta1^j over sum_{j<n} beta1^j; the difference cancels for small n
+        power = beta1**count
+        lag -= count * power / (1.0 - power)
+    return c * max(lag, 0.0) * math.sqrt((1.0 - beta2**count) / (1.0 - beta2)) + 0.5 * c * c
+
+
+def growing_count(s: Setting, slope: float, curvature: float) -> float:
+    r"""Return the least T with (P epsilon + slope sqrt(F)) F <= eta T (P eps)^2.
+
+    Here F = Delta + eta^2 curvature T. Until the stop, T updates lower f by more than T (eta (P eps)^2 / G - eta^2 curvature) in all, G the first
+    factor, so that the inequality fails at each of them. The left-hand side is convex in T: the first root is
+    a bound, unless there is none, or a whole number of updates steps over both roots. Newton's iteration from
+    0 rises to the first.
+
+    Parameters
+    ----------
+    s : Setting
+        With a constant step and target l1.
+    slope : float
+        With ||g||_1 <= slope sqrt(f), coordinate by coordinate or block by block over time.
+    curvature : float
+        M* C.
+
+    Returns
+    -------
+    float
+        The least real T; inf if there is none.
+    """
+    if s.delta == 0.0:
+        return 0.0
+    # in units of Delta / (eta^2 curvature) steps: (a + b sqrt(1 + u)) (1 + u) = k u
+    rate = s.step * curvature
+    a = s.size * s.method.epsilon / s.tolerance
+    b = slope * math.sqrt(s.delta) / s.tolerance
+    k = s.tolerance / rate
+
+    def excess(u: float) -> float:
+        return (a + b * math.sqrt(1.0 + u)) * (1.0 + u) - k * u
+
+    u = 0.0
+    while (height := excess(u)) > 0.0:
+        fall = k - a - 1.5 * b * math.sqrt(1.0 + u)
+        if fall <= 0.0:
+            return math.inf
+        u, last = u + height / fall, u
+        if u == last:
+            break
+    unit = s.delta / s.step / rate
+    count = u * unit
+    return count if excess((math.floor(count) + 1.0) / unit) <= 0.0 else math.inf
+
+
 # Assumptions ----------------------------------------------------------------------------------------------
 
 no_beta1 = Assumption(lambda s: s.method.beta1 == 0.0, lambda s: f"beta1 must be 0, it is {s.method.beta1:g}")
@@ -175,6 +298,41 @@ def _bracket(s: Setting) -> float:
 positive_bracket = Assumption(
     lambda s: _bracket(s) > 0.0,
     lambda s: f"(P eps)^2 - eta G U / 2 must be positive, it is {_bracket(s):.6g} (P eps)^2",
+)
+averages_ratio = Assumption(
+    lambda s: s.method.beta2 < 1.0 and (s.method.beta1 == 0.0 or s.method.beta1**2 < s.method.beta2),
+    lambda s: f"beta1^2 < beta2 < 1 is needed, beta1^2 is {s.method.beta1**2:g} and beta2 {s.method.beta2:g}",
+)
+bias_corrected = Assumption(lambda s: s.method.bias_correction, "bias_correction must be on")
+bias_corrected_momentum = Assumption(
+    lambda s: s.method.bias_correction or s.method.beta1 == 0.0, "bias_correction must be on with momentum"
+)
+
+
+def _momentum_bracket(s: Setting) -> float:
+    """Return (P eps)^2 - eta G M* C_T, over (P eps)^2; T is the count of a run that stopped, or infinite."""
+    count = max(1, s.run.iterations) if s.run is not None and s.run.converged else math.inf
+    spent = s.step * s.stat("sup_denominator_l1") * s.curvature.m_star_upper
+    return 1.0 - spent * momentum_constant(s.method, count) / s.tolerance / s.tolerance
+
+
+def _growing_count(s: Setting) -> float:
+    c = s.curvature
+    by_entries = float(np.sqrt(2.0 * s.problem.hessian_diagonal()).sum())
+    slope = min(by_entries, math.sqrt(2.0 * s.size * c.parameter_weighted))
+    return growing_count(s, slope, c.m_star_upper * momentum_constant(s.method, math.inf))
+
+
+momentum_bracket = Assumption(
+    lambda s: not averages_ratio.test(s) or _momentum_bracket(s) > 0.0,
+    lambda s: f"(P eps)^2 - eta G M* C must be positive, it is {_momentum_bracket(s):.6g} (P eps)^2",
+)
+small_step = Assumption(
+    lambda s: not averages_ratio.test(s) or math.isfinite(_growing_count(s)),
+    lambda s: (
+        f"eta = {s.step:.6g} is too large for the tolerance: G (Delta / (eta T) + eta M* C) stays above "
+        "(P eps)^2 for every T"
+    ),
 )
 no_memory = Assumption(
     lambda s: not (s.method.beta1 or s.method.beta2 or s.method.epsilon),
@@ -631,6 +789,101 @@ def a_posteriori(s: Setting) -> float:
     400.0
     """
     return per_step(s.delta * s.stat("sup_denominator_l1"), s.step * _bracket(s), s.tolerance)
+
+
+# Momentum -------------------------------------------------------------------------------------------------
+
+
+@bound(
+    "adam.momentum",
+    family="adam",
+    rules="constant",
+    target="l1",
+    needs="sup_denominator_l1",
+    assumes=(no_weight_decay, bias_corrected, averages_ratio, momentum_bracket),
+    formula="G Delta / (eta ((P eps)^2 - eta G M* C)), "
+    "C = c beta1 / ((1 - beta1) sqrt(1 - beta2)) + c^2 / 2, or its value at T",
+)
+def momentum(s: Setting) -> float:
+    r"""Count of Adam with momentum, by the largest denominator along the run.
+
+    .. math:: T < \frac{G\Delta}{\eta\,((P\epsilon)^2 - \eta G M^* C_T)}, \qquad
+              G = \max_{t<T} \|\sqrt{\hat v_t} + \varepsilon\|_1 \le P\varepsilon + \sum_i \max_{t<T}
+              |g_{t,i}|
+
+    Upper bound, a posteriori (strict). C_T (`momentum_constant`) increases with T to :math:`C = c\beta_1 /
+    ((1-\beta_1)\sqrt{1-\beta_2}) + c^2/2`, c = (1 - beta1) / ((1 - beta2) (1 - beta1^2 / beta2))^(1/2).
+    Assumes bias correction, no weight decay, beta1^2 < beta2 < 1 (or beta1 = 0), and a positive bracket.
+
+    Parameters
+    ----------
+    s : Setting
+        With a constant step, the statistic "sup_denominator_l1", and target l1.
+
+    Returns
+    -------
+    float
+        The bound on the number of updates.
+
+    References
+    ----------
+    Derived.
+
+    Examples
+    --------
+    >>> import quadlab as ql
+    >>> p = ql.BlockQuadratic.from_blocks([[1.0, 4.0]], start=[4.0, 1.0], minimizer=[0.0, 0.0])
+    >>> stop, statistics = ql.GradientNorm(1.0, ord=1), {"sup_denominator_l1": 8.0}
+    >>> round(momentum(Setting.of(p, ql.Adam(1e-4, 0.5, 0.5), stop, statistics)))  # M* = 5, c = 1, C = 1.91
+    200384
+    """
+    return per_step(s.delta * s.stat("sup_denominator_l1"), s.step * _momentum_bracket(s), s.tolerance)
+
+
+@bound(
+    "adam.a_priori",
+    family="adam",
+    rules="constant",
+    target="l1",
+    assumes=(no_weight_decay, bias_corrected_momentum, averages_ratio, small_step),
+    formula="least T with G_T (Delta + eta^2 M* C T) <= eta T (P eps)^2, "
+    "G_T = P epsilon + S sqrt(Delta + eta^2 M* C T)",
+)
+def a_priori(s: Setting) -> float:
+    r"""Count of Adam, with or without momentum, before the run.
+
+    .. math:: T < \min\Bigl\{\tau : G_\tau\, (\Delta + \eta^2 M^* C \tau) \le \eta\tau (P\epsilon)^2\Bigr\},
+              \qquad G_\tau = P\varepsilon + S \sqrt{\Delta + \eta^2 M^* C \tau},
+              \qquad S = \min\Bigl(\sum_i \sqrt{2 H_{ii}},\ \sqrt{2 P\Lambda_P}\Bigr)
+
+    Upper bound, a priori (strict): `momentum` with G by what the gradients can grow to. (S: in a block
+    sum_i sqrt(vhat_i) <= sqrt(P_b sum_i vhat_i), and ||g_b||^2 <= 2 ||H_b|| f_b.) Assumes no weight decay,
+    bias correction if beta1 > 0, beta1^2 < beta2 < 1 (or beta1 = 0), and a step so short that there is such a
+    time.
+
+    Parameters
+    ----------
+    s : Setting
+        With a constant step and target l1.
+
+    Returns
+    -------
+    float
+        The bound on the number of updates; inf where the step is too long.
+
+    References
+    ----------
+    Derived.
+
+    Examples
+    --------
+    >>> import quadlab as ql
+    >>> p = ql.BlockQuadratic.from_blocks([[1.0, 4.0]], start=[4.0, 1.0], minimizer=[0.0, 0.0])
+    >>> s = Setting.of(p, ql.Adam(1e-4, 0.5, 0.5), ql.GradientNorm(1.0, ord=1))
+    >>> round(a_priori(s))
+    317671
+    """
+    return _growing_count(s)
 
 
 # Softness -------------------------------------------------------------------------------------------------

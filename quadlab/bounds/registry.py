@@ -27,6 +27,8 @@ _FAMILY_NAMES = {
     "signsgd": "SignSGD",
     "adam": "Adam",
     "normalized_gd": "normalised GD",
+    "steepest": "steepest descent",
+    "adam_mini": "Adam-mini",
     "user": "a user's method",
 }
 
@@ -233,7 +235,8 @@ def bound(
     name : str
         ``method.theorem``.
     family : str or sequence of str, optional
-        Families of methods that it is for: "gd", "signsgd", "adam", "normalized_gd", "user". None: all.
+        Families of methods that it is for: "gd", "signsgd", "adam", "normalized_gd", "steepest",
+        "adam_mini", "user". None: all.
     rules : str or sequence of str, optional
         Step rules: "constant", "schedule", "lemma", "m_star", "line_search". None: all.
     target : str or sequence of str

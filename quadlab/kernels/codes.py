@@ -79,12 +79,14 @@ WANT_COS = 1 << 7
 WANT_DENOMINATOR = 1 << 8
 WANT_DISPLACEMENT = 1 << 9
 WANT_PEAK = 1 << 10  # max_t |g_i| of every coordinate
+WANT_AVERAGE = 1 << 11  # averages weighted by the step
 
 # What is seldom wanted, or costs little beside the call, is behind one call each.
 WANT_GRADIENT = WANT_GAP | WANT_LAMBDA_G | WANT_LINF | WANT_DISPLACEMENT
 WANT_TRANSITION = WANT_GAP | WANT_DISPLACEMENT
 WANT_ALONG = WANT_DIRECTION | WANT_COS
-WANT_STEP = WANT_GAP | WANT_LAMBDA_G | WANT_DIRECTION | WANT_DHD | WANT_COS | WANT_DENOMINATOR | WANT_PEAK
+WANT_STEP = WANT_GAP | WANT_LAMBDA_G | WANT_DIRECTION | WANT_DHD | WANT_COS | WANT_DENOMINATOR
+WANT_STEP |= WANT_PEAK | WANT_AVERAGE
 
 # Accumulators.
 (
@@ -111,8 +113,11 @@ WANT_STEP = WANT_GAP | WANT_LAMBDA_G | WANT_DIRECTION | WANT_DHD | WANT_COS | WA
     A_SUM_SOFT,
     A_POWER1,  # beta1^t
     A_POWER2,  # beta2^t
-) = range(23)
-N_ACCUMULATORS = 23
+    A_SUM_STEP,  # sum eta_t
+    A_SUM_STEP_SQUARE,  # sum eta_t ||g_t||_2^2
+    A_SUM_STEP_L1,  # sum eta_t ||g_t||_1
+) = range(26)
+N_ACCUMULATORS = 26
 # Accumulators that begin at +infinity (minima), and at one (powers); the others begin at zero.
 STARTS_AT_INFINITY = (A_MIN_GAP_RATIO, A_MIN_DESCENT, A_INF_PRECONDITIONED, A_MIN_COS)
 STARTS_AT_ONE = (A_POWER1, A_POWER2)

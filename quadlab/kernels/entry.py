@@ -108,7 +108,7 @@ def single() -> Any:
     """Return the compiled ``run_single``."""
     signature = INT(
         I1, I1, READ_I1, READ_I1, READ_I1, READ_I1, READ_F1, F1, READ_F1, F1, READ_F1,
-        F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, types.FunctionType(USER_SINGLE),
+        F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, F2, F1, types.FunctionType(USER_SINGLE),
     )  # fmt: skip
     with notice():
         return compile_function(single_module.build(stamp()), signature)
@@ -122,7 +122,7 @@ def lanes() -> Any:
         F2, F2, I1, F2, F2, F2, F2, F2,
         I1, I1, I1, F2, F2, F2, F2, F2, F2,
         F2, F2, F2, F2, F3, F2, F2, F2, F2, F1, F1, F2,
-        I1, I1, F2, F2, F2, F2, F2, types.FunctionType(USER_LANES),
+        I1, I1, F2, F2, F2, F2, F2, F3, F2, types.FunctionType(USER_LANES),
     )  # fmt: skip
     with notice():
         return compile_function(lanes_module.build(stamp()), signature)

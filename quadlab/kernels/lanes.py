@@ -157,7 +157,7 @@ def called_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
 
 
 @inline
-def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse):
+def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, square, inverse):
     """Write the direction of a built-in method (plain GD uses ``g`` itself)."""
     size = g.shape[0]
     if method == c.GD_MOMENTUM:
@@ -180,7 +180,7 @@ def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inver
                 d[i, w] = sign(state[0, i, w])
     elif method == c.NORMALIZED:
         for w in range(lanes):
-            inverse[0, w] = math.sqrt(q[c.Q_SQUARE, w])
+            inverse[0, w] = math.sqrt(square[w])
         for i in range(size):
             for w in range(lanes):
                 d[i, w] = g[i, w] / inverse[0, w] if inverse[0, w] != 0.0 else 0.0
@@ -323,6 +323,11 @@ def accumulate_step(want, lanes, acc, q, g, peak):
             acc[c.A_SUP_DENOMINATOR, w] = max(acc[c.A_SUP_DENOMINATOR, w], q[c.Q_DENOMINATOR, w])
             acc[c.A_SUP_PRECONDITIONED, w] = max(acc[c.A_SUP_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MAX, w])
             acc[c.A_INF_PRECONDITIONED, w] = min(acc[c.A_INF_PRECONDITIONED, w], q[c.Q_PRECONDITIONED_MIN, w])
+    if want & c.WANT_AVERAGE:
+        for w in range(lanes):
+            acc[c.A_SUM_STEP, w] += q[c.Q_STEP, w]
+            acc[c.A_SUM_STEP_SQUARE, w] += q[c.Q_STEP, w] * q[c.Q_SQUARE, w]
+            acc[c.A_SUM_STEP_L1, w] += q[c.Q_STEP, w] * q[c.Q_L1, w]
 
 
 @inline
@@ -454,6 +459,14 @@ def move(source, w, owner, t, cap, par, norms, lowest, support, anchor, data, sh
 
 
 @outlined
+def move_noise(noise, row, source, w):
+    """Move the rows of noise that lane ``source`` has not used yet into lane w."""
+    for k in range(row + 1, noise.shape[0]):
+        for i in range(noise.shape[1]):
+            noise[k, i, w] = noise[k, i, source]
+
+
+@outlined
 def retire(w, status, run, t, x, peak, acc, q, statuses, iterations, points, peaks, accs, finals):
     """Store the result of the run in lane w."""
     statuses[run] = status
@@ -476,19 +489,25 @@ def build(sources):
         start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
         owner, t, cap, par, norms, lowest, support, anchor, data,
         x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-        statuses, iterations, points, peaks, accs, firsts, finals, user,
+        statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, user,
     ):  # fmt: skip
         """Run the queue until it is done, few lanes are left, or the budget of iterations is spent.
 
         ``clock`` holds the number of active lanes, the next run of the queue, the budget and the number of
         lanes under which the caller takes over; the first two are updated.
+
+        With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number: the
+        budget is that number, and lanes are refilled at the start only, so that all are at the same row.
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
-        method, rule, stop, want, shared = code[0], code[1], code[2], code[3], code[4] != 0
+        method, rule, stop, want, keep, shared = code[0], code[1], code[2], code[3], code[4], code[5] != 0
         lanes, queue, budget, least = clock[0], clock[1], clock[2], clock[3]
         size = x.shape[0]
         n_runs = start.shape[0]
-        direction = g if method == c.GD else d
+        rows = noise.shape[0]
+        source = noisy if rows > 0 else g
+        direction = source if method == c.GD else d
+        exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
         fresh = True
         while lanes < t.size and queue < n_runs:
             fill(lanes, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
@@ -508,8 +527,8 @@ def build(sources):
             for w in range(lanes):
                 on = (part[w] > par[c.P_TOLERANCE, w]) & (part[w] < np.inf) & (t[w] < cap[w])
                 going += 1 if on else 0
-            if want & c.WANT_TRANSITION:
-                accumulate_transition(want, lanes, t, par, acc, q)
+            if keep & c.WANT_TRANSITION:
+                accumulate_transition(keep, lanes, t, par, acc, q)
             if going < lanes or fresh:
                 fresh = False
                 for w in range(lanes):
@@ -533,13 +552,23 @@ def build(sources):
                                accs, finals)  # fmt: skip
                         owner[w] = -1 - owner[w]
                         ended += 1
+            square = q[c.Q_SQUARE]
+            row = 0
+            if rows > 0:
+                row = t[0] % rows
+                for i in range(size):
+                    for w in range(lanes):
+                        noisy[i, w] = g[i, w] + noise[row, i, w]
+                if method == c.NORMALIZED:
+                    called_sum(TERM_PRODUCT, offsets, noisy, noisy, lanes, stripes, part, step)
+                    square = step
             if method == c.USER:
-                user(lanes, t, g, x, anchor, d, state, par[c.P_USER :], offsets)
+                user(lanes, t, source, x, anchor, d, state, par[c.P_USER :], offsets)
             else:
-                write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, q, inverse)
+                write_direction(method, lanes, t, par, acc, anchor, x, source, d, state, square, inverse)
             if want & c.WANT_ALONG:
                 direction_statistics(
-                    method, want, offsets, norms, g, direction, q, lanes, stripes, part, step
+                    exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step
                 )
             if want & c.WANT_DHD:
                 called_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
@@ -570,20 +599,20 @@ def build(sources):
                         ended += 1
             for w in range(lanes):
                 q[c.Q_STEP, w] = step[w]
-            if want & c.WANT_STEP:
-                accumulate_step(want, lanes, acc, q, g, peak)
+            if keep & c.WANT_STEP:
+                accumulate_step(keep, lanes, acc, q, g, peak)
             for i in range(size):
                 for w in range(lanes):
                     x[i, w] = flush(x[i, w] - step[w] * direction[i, w])
             for w in range(lanes):
                 t[w] += 1
             if ended > 0:
-                fresh = queue < n_runs
+                fresh = queue < n_runs and rows == 0
                 # From the last, so that the lane moved in is an active one.
                 for w in range(lanes - 1, -1, -1):
                     if owner[w] >= 0:
                         continue
-                    if queue < n_runs:
+                    if fresh and queue < n_runs:
                         fill(w, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of,
                              data_of, shared, owner, t, cap, par, norms, lowest, support, anchor, data, x,
                              state, peak, acc)  # fmt: skip
@@ -593,6 +622,7 @@ def build(sources):
                         if w != lanes:
                             move(lanes, w, owner, t, cap, par, norms, lowest, support, anchor, data,
                                  shared, x, state, peak, acc)  # fmt: skip
+                            move_noise(noise, row, lanes, w)
         clock[0] = lanes
         clock[1] = queue
         return lanes

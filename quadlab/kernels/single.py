@@ -13,6 +13,7 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
+from quadlab.kernels.tiny import advance_tiny
 
 TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
 
@@ -293,6 +294,10 @@ def accumulate_step(want, acc, q, g, peak):
         acc[c.A_SUP_DENOMINATOR] = max(acc[c.A_SUP_DENOMINATOR], q[c.Q_DENOMINATOR])
         acc[c.A_SUP_PRECONDITIONED] = max(acc[c.A_SUP_PRECONDITIONED], q[c.Q_PRECONDITIONED_MAX])
         acc[c.A_INF_PRECONDITIONED] = min(acc[c.A_INF_PRECONDITIONED], q[c.Q_PRECONDITIONED_MIN])
+    if want & c.WANT_AVERAGE:
+        acc[c.A_SUM_STEP] += q[c.Q_STEP]
+        acc[c.A_SUM_STEP_SQUARE] += q[c.Q_STEP] * q[c.Q_SQUARE]
+        acc[c.A_SUM_STEP_L1] += q[c.Q_STEP] * q[c.Q_L1]
 
 
 @inline
@@ -358,15 +363,29 @@ def build(sources):
 
     def run_single(
         code, clock, kinds, offsets, data_offsets, reflectors, norms, lowest, data, support, minimizer,
-        params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, user,
+        params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, noise, noisy, user,
     ):  # fmt: skip
-        """Run until an outcome, the pause or a full record; return the status code."""
+        """Run until an outcome, the pause or a full record; return the status code.
+
+        With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number.
+        """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
-        method, rule, stop, want = code[0], code[1], code[2], code[3]
+        method, rule, stop, want, keep, tiny = code[0], code[1], code[2], code[3], code[4], code[5] != 0
         t, cap, pause, schedule_start, row = clock[0], clock[1], clock[2], clock[3], clock[4]
-        direction = g if method == c.GD else d
+        rows = noise.shape[0]
+        source = noisy if rows > 0 else g
+        direction = source if method == c.GD else d
+        exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
         status = c.RUNNING
         while t < pause:
+            if tiny and t > 0:
+                limit = min(pause, cap)
+                if row < record.shape[0]:
+                    limit = min(limit, record_times[row])
+                t = advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params,
+                                 schedule, schedule_start, acc, x, state)  # fmt: skip
+                if t == pause:
+                    break
             hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
             gradient_norms(want, offsets, g, q)
             if want & c.WANT_GRADIENT:
@@ -377,8 +396,8 @@ def build(sources):
                 if params[c.P_RELATIVE] != 0.0:
                     params[c.P_TOLERANCE] = params[c.P_RELATIVE] * measured(stop, q)
                     params[c.P_RELATIVE] = 0.0
-            if want & c.WANT_TRANSITION:
-                accumulate_transition(want, t, params, acc, q)
+            if keep & c.WANT_TRANSITION:
+                accumulate_transition(keep, t, params, acc, q)
             value = measured(stop, q)
             if not abs(value) < np.inf:
                 status = c.DIVERGED
@@ -389,12 +408,18 @@ def build(sources):
             recording = row < record.shape[0] and record_times[row] <= t
             q[c.Q_STEP] = q[c.Q_COS] = np.nan
             if status == c.RUNNING:
+                square = q[c.Q_SQUARE]
+                if rows > 0:
+                    for i in range(g.size):
+                        noisy[i] = g[i] + noise[t % rows, i]
+                    if method == c.NORMALIZED:
+                        square = called_sum(TERM_PRODUCT, offsets, noisy, noisy)
                 if method == c.USER:
-                    user(t, g, x, minimizer, d, work, state, params[c.P_USER :], offsets)
+                    user(t, source, x, minimizer, d, work, state, params[c.P_USER :], offsets)
                 else:
-                    write_direction(method, t, q[c.Q_SQUARE], params, acc, minimizer, x, g, d, state)
+                    write_direction(method, t, square, params, acc, minimizer, x, source, d, state)
                 if want & c.WANT_ALONG:
-                    direction_statistics(method, want, offsets, norms, g, direction, q)
+                    direction_statistics(exact, want, offsets, norms, g, direction, q)
                 if want & c.WANT_DHD:
                     called_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
                     q[c.Q_DHD] = called_sum(TERM_PRODUCT, offsets, direction, work)
@@ -418,8 +443,8 @@ def build(sources):
                 row += 1
             if status != c.RUNNING:
                 break
-            if want & c.WANT_STEP:
-                accumulate_step(want, acc, q, g, peak)
+            if keep & c.WANT_STEP:
+                accumulate_step(keep, acc, q, g, peak)
             for i in range(x.size):
                 x[i] = flush(x[i] - step * direction[i])
             t += 1

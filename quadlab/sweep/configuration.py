@@ -48,6 +48,7 @@ from quadlab.stopping import Gap, GradientNorm, Stop
 
 HYPERPARAMETERS = (
     "learning_rate", "momentum", "nesterov", "beta1", "beta2", "epsilon", "bias_correction", "weight_decay",
+    "norm",
 )  # fmt: skip
 STOPS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 #: Statistics of the problem rather than of the trajectory.
