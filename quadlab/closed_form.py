@@ -51,12 +51,17 @@ is the choice of rounding, here as in a simulation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from quadlab._arrays import FloatArray
+from quadlab.bases import one_blas_thread
+from quadlab.curvature import frozen_preconditioner, starting_gradient
+from quadlab.methods import GD, Adam, Method
+from quadlab.problem import BlockQuadratic, DiagonalBlock
 
 #: No count is looked for beyond this.
 FOREVER = 1 << 1000
@@ -265,7 +270,7 @@ def hitting_time(modes: Modes, shares: FloatArray, tolerance: float, last: int =
     --------
     >>> hitting_time(first_order(np.array([1e-9, 0.5])), np.array([1.0, 1.0]), 1e-6)
     6907755276
-    >>> hitting_time(heavy_ball(np.array([0.1]), 0.9), np.array([1.0]), 1e-6)  # a zero of the cosine
+    >>> hitting_time(heavy_ball(np.array([0.1]), 0.9), np.array([1.0]), 1e-2)  # r(5) = -0.03
     5
     """
     if shares.sum() <= tolerance:
@@ -284,3 +289,156 @@ def hitting_time(modes: Modes, shares: FloatArray, tolerance: float, last: int =
     total = _Sum(modes, logs)
     high = total.descend(low, last)
     return total.scan(low, last if high is None else high)
+
+
+def spectral_shares(problem: BlockQuadratic) -> tuple[FloatArray, FloatArray]:
+    """Return the shares of ||g_0||^2 and of f(w_0) - f* by eigendirection; kept with the problem.
+
+    They are gamma_i^2 and gamma_i^2 / (2 lam_i) = lam_i x_i^2 / 2.
+
+    Parameters
+    ----------
+    problem : BlockQuadratic
+        The problem.
+
+    Returns
+    -------
+    tuple of ndarray, shape (P,)
+        Their sums are ||g_0||^2 and f(w_0) - f*.
+    """
+    known = problem.cache.get("spectral_shares")
+    if known is None:
+        x = problem.to_eigenbasis(problem.displacement)
+        gamma = problem.eigenvalues * x
+        known = problem.cache["spectral_shares"] = (gamma * gamma, 0.5 * gamma * x)
+    return known
+
+
+@dataclass(frozen=True, eq=False)
+class LinearIteration:
+    """A method on a problem as modes.
+
+    Attributes
+    ----------
+    modes : Modes
+    shares : dict
+        By the name of what is measured, "gap" and for GD "grad_l2" (squared), the shares of its start.
+    point : callable
+        t -> the point w after t updates.
+    """
+
+    modes: Modes
+    shares: dict[str, FloatArray]
+    point: Callable[[int], FloatArray]
+
+    def measured(self, t: int) -> dict[str, float]:
+        """Return what is measured after t updates."""
+        squares = np.square(self.modes.values(t))
+        sums = {name: float(shares @ squares) for name, shares in self.shares.items()}
+        return {name: math.sqrt(total) if name == "grad_l2" else total for name, total in sums.items()}
+
+    def count(self, name: str, tolerance: float, last: int) -> int | None:
+        """Return the least t in 0..last at which what is measured is at most the tolerance, or None."""
+        squared = tolerance * tolerance if name == "grad_l2" else tolerance
+        return hitting_time(self.modes, self.shares[name], squared, last)
+
+
+def linear_iteration(problem: BlockQuadratic, method: Method, learning_rate: float | None) -> LinearIteration:
+    """Return a method's modes on a problem.
+
+    Parameters
+    ----------
+    problem : BlockQuadratic
+    method : GD or Adam
+        GD in all its forms; Adam with beta2 = 1, epsilon = 0 and no weight decay, and without bias correction
+        where beta1 > 0.
+    learning_rate : float or None
+        The constant, None where it is not.
+
+    Returns
+    -------
+    LinearIteration
+
+    Raises
+    ------
+    ValueError
+        If the iteration is not linear with constant coefficients, or not stable.
+
+    Examples
+    --------
+    >>> p = BlockQuadratic.from_blocks([[1.0, 4.0]], start=[4.0, 1.0])
+    >>> linear_iteration(p, GD(0.25), 0.25).measured(2)
+    {'gap': 2.53125, 'grad_l2': 2.25}
+    """
+    if learning_rate is None:
+        raise ValueError(f"closed_form needs a constant learning_rate, received {method.learning_rate!s}")
+    if isinstance(method, GD):
+        eigenvalues, edge = problem.eigenvalues, _edge(method.momentum, method.nesterov)
+    elif isinstance(method, Adam):
+        _check_frozen(method)
+        eigenvalues = frozen_preconditioner(problem).eigenvalues
+        edge = _edge(method.beta1) / (1.0 - method.beta1)
+    else:
+        raise ValueError(f"closed_form goes with GD and with Adam of beta2 = 1, received {method}")
+    top = float(eigenvalues.max())
+    if not learning_rate * top <= edge:
+        raise ValueError(
+            f"closed_form needs a stable step, at most {edge / top:.6g} here, received {learning_rate:.6g}"
+        )
+
+    def modes(eigenvalues: FloatArray) -> Modes:
+        z = learning_rate * eigenvalues
+        if isinstance(method, Adam):
+            return heavy_ball((1.0 - method.beta1) * z, method.beta1) if method.beta1 else first_order(z)
+        if method.momentum == 0.0:
+            return first_order(z)
+        return (nesterov if method.nesterov else heavy_ball)(z, method.momentum)
+
+    all_modes = modes(eigenvalues)
+    if isinstance(method, Adam):
+        return LinearIteration(
+            all_modes,
+            {"gap": frozen_preconditioner(problem).components},
+            lambda t: problem.minimizer + _frozen_displacement(problem, lambda a: modes(a).values(t)),
+        )
+    by_norm, by_gap = spectral_shares(problem)
+    x = problem.to_eigenbasis(problem.displacement)
+    return LinearIteration(
+        all_modes,
+        {"gap": by_gap, "grad_l2": by_norm},
+        lambda t: problem.minimizer + problem.from_eigenbasis(all_modes.values(t) * x),
+    )
+
+
+def _edge(momentum: float, is_nesterov: bool = False) -> float:
+    """Return the largest z at which all modes are stable."""
+    return 2.0 * (1.0 + momentum) / (1.0 + 2.0 * momentum if is_nesterov else 1.0)
+
+
+def _check_frozen(method: Adam) -> None:
+    if not method.frozen:
+        raise ValueError(f"closed_form needs Adam with beta2 = 1, received beta2 = {method.beta2:g}")
+    if method.epsilon != 0.0 or method.weight_decay != 0.0:
+        raise ValueError(
+            "closed_form needs Adam with epsilon = 0 and weight_decay = 0, "
+            f"received {method.epsilon:g} and {method.weight_decay:g}"
+        )
+    if method.beta1 != 0.0 and method.bias_correction:
+        raise ValueError(
+            "closed_form needs Adam with bias_correction=False where beta1 > 0, received bias_correction=True"
+        )
+
+
+def _frozen_displacement(problem: BlockQuadratic, values: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """Return x of frozen Adam, block by block, from eigenvalue -> r(t)."""
+    scales = problem.split(np.abs(starting_gradient(problem)))
+    parts = []
+    for block, scale, x in zip(problem.blocks, scales, problem.split(problem.displacement), strict=True):
+        if isinstance(block, DiagonalBlock):
+            parts.append(values(block.eigenvalues / scale) * x)
+            continue
+        root = np.sqrt(scale)
+        with one_blas_thread(block.size):
+            a, vectors = np.linalg.eigh(block.to_dense() / root / root[:, None])
+            parts.append(vectors @ (values(np.maximum(a, 0.0)) * (vectors.T @ (root * x))) / root)
+    return np.concatenate(parts)

@@ -18,8 +18,8 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 # fmt: off
 ORDER = [
     "kernels", "_arrays", "_progress", "noise", "spectra", "bases", "problem", "cases", "curvature",
-    "heterogeneity", "stopping", "steps", "methods", "run", "solve", "bounds", "compare", "falsify",
-    "sweep", "bridge", "testing", "figures", "cli", "__main__",
+    "heterogeneity", "stopping", "steps", "methods", "closed_form", "run", "solve", "bounds", "compare",
+    "falsify", "sweep", "bridge", "testing", "figures", "cli", "__main__",
 ]
 # fmt: on
 
