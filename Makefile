@@ -10,11 +10,13 @@ PYTEST_FLAGS ?= -n auto
 FIGURES ?=
 FIGURE_FLAGS ?=
 SOAK_FLAGS ?=
+BENCH_FLAGS ?=
 
-.PHONY: setup setup-test figures test lint golden soak clean
+.PHONY: setup setup-test setup-bench figures test lint golden soak bench clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
+setup-bench: $(VENV)/.installed-bench
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; name one with make PYTHON=..." >&2; exit 1; }
@@ -32,6 +34,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray]"
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(PIP_INSTALL) --no-build-isolation -e ".[bench]"
+	@touch $@
+
 figures: setup
 	$(BIN)/quadlab figures $(FIGURES) $(FIGURE_FLAGS)
 
@@ -47,6 +53,12 @@ test: lint
 # The long random search for a violated bound; the quick suite runs a small part of it.
 soak: setup-test
 	$(BIN)/python tests/soak.py $(SOAK_FLAGS)
+
+# Beside NumPy, torch and JAX + optax, and against the machine; writes quadlab/recorded/bench.json and the
+# README's tables from it. About ten minutes, on a machine that does nothing else.
+bench: setup-bench
+	$(BIN)/quadlab warmup
+	$(BIN)/python tests/bench.py $(BENCH_FLAGS)
 
 # Rewrites the golden predictions; an update states its reason: make golden REASON="..."
 golden: setup-test

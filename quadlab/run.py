@@ -215,6 +215,8 @@ class Run:
     trace : Trace or None
     noise_seed : int or None
         The seed of the gradient noise; None if the problem has none.
+    closed_form : bool
+        Whether the count and the end are from the closed form of the iteration, not from a simulation.
     state : object
         What `solve(resume=...)` goes on from; None in batches.
     """
@@ -235,6 +237,7 @@ class Run:
     tail_gap_start: float = 0.0
     tail_displacement_start: float = 0.0
     noise_seed: int | None = None
+    closed_form: bool = False
     state: Any = field(default=None, repr=False)
 
     @property
@@ -248,7 +251,8 @@ class Run:
         return self.step.rate if self.step.rule == c.CONSTANT else None
 
     def __repr__(self) -> str:
-        return f"<Run: {self.method} {self.status} after {self.iterations} updates>"
+        how = ", in closed form" if self.closed_form else ""
+        return f"<Run: {self.method} {self.status} after {self.iterations} updates{how}>"
 
     def _repr_html_(self) -> str:
         rows = [

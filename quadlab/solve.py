@@ -38,6 +38,7 @@ from quadlab.run import (
     STATUS_OF,
     TRACE_WANT,
     Run,
+    Status,
     Trace,
     check_statistics,
     read_statistics,
@@ -84,6 +85,7 @@ def solve(
     tail_displacement_start: float = 0.0,
     noise_seed: int = 0,
     fused: bool = True,
+    closed_form: bool = False,
 ) -> Run:
     r"""Run one method on one problem.
 
@@ -112,6 +114,11 @@ def solve(
     fused : bool
         False makes every iteration on the general path, to compare: the numbers are the same, and runs on
         blocks of up to three coordinates take several times as long.
+    closed_form : bool
+        Find the count and the end without iterating, see `quadlab.closed_form`: for GD with a constant step,
+        with momentum or without, and frozen Adam, stopped by the l2 norm (GD) or the gap. No trace and no
+        statistics. The count is that of exact arithmetic; a simulated one may differ where the measured
+        quantity passes the tolerance within the rounding of so many updates.
 
     Returns
     -------
@@ -142,6 +149,11 @@ def solve(
         tail_displacement_start,
         noise_seed,
     )
+    if closed_form:
+        for name, value in (("record", record), ("callback", callback), ("resume", resume)):
+            if value is not None:
+                raise ValueError(f"closed_form goes without {name}, received {shown(value)}")
+        return _in_closed_form(job)
     times = _record_times(record, job.cap)
     if times is not None:
         job.want |= TRACE_WANT
@@ -899,6 +911,45 @@ def _draw(
     for block, (k, number) in zip(blocks, at, strict=True):
         block[:] = jobs[k].noise.block(number)  # type: ignore[union-attr]
     noise[:, :, : len(at)] = blocks.transpose(1, 2, 0)
+
+
+# -- without iterating ---------------------------------------------------------------------------------------
+
+
+def _in_closed_form(job: _Job) -> Run:
+    """Return the run of a linear iteration from its closed form."""
+    from quadlab.closed_form import linear_iteration
+
+    if job.noise is not None:
+        raise ValueError("closed_form goes without noise, received noise > 0; problem.with_noise(0) has none")
+    if job.statistics:
+        raise ValueError(f"closed_form goes without statistics, received {', '.join(job.statistics)}")
+    rate = job.step.rate if job.step.rule == c.CONSTANT else None
+    iteration = linear_iteration(job.problem, job.method, rate)
+    name = job.stop.quantity
+    if name not in iteration.shares:
+        raise ValueError(
+            f"closed_form goes with {' and '.join(iteration.shares)} of {job.method}, received {job.stop}"
+        )
+    initial = iteration.measured(0)
+    tolerance = job.stop.tolerance(job.problem.size, initial[name])
+    count = iteration.count(name, tolerance, job.cap)
+    end = job.cap if count is None else count
+    return Run(
+        problem=job.problem,
+        method=job.method,
+        stop=job.stop,
+        status=Status.MAX_ITERATIONS if count is None else Status.CONVERGED,
+        iterations=end,
+        tolerance=tolerance,
+        point=iteration.point(end),
+        step=job.step,
+        max_iterations=job.cap,
+        initial=initial,
+        final=iteration.measured(end),
+        statistics={},
+        closed_form=True,
+    )
 
 
 # -- plumbing ------------------------------------------------------------------------------------------------

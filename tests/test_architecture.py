@@ -18,8 +18,9 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 # fmt: off
 ORDER = [
     "kernels", "_arrays", "_interrupts", "_progress", "noise", "spectra", "bases", "problem", "cases",
-    "curvature", "heterogeneity", "stopping", "steps", "methods", "run", "solve", "bounds", "expectation",
-    "stability", "compare", "falsify", "sweep", "bridge", "testing", "figures", "cli", "__main__",
+    "curvature", "heterogeneity", "stopping", "steps", "methods", "closed_form", "run", "solve", "bounds",
+    "expectation", "stability", "compare", "falsify", "sweep", "bridge", "testing", "figures", "cli",
+    "__main__",
 ]
 # fmt: on
 

@@ -718,19 +718,6 @@ def test_exact_count_without_simulating():
     assert gap(count) <= 1e-26 < gap(count - 1)
 
 
-def test_decay_count_at_the_edges():
-    count = gd.decay_count
-    ones = np.ones(2)
-    assert count(np.array([1.0, 2.0]), ones, 0.5, 2.0) == 0  # already there
-    assert count(np.array([1.0, 1.0]), ones, 1.0, 1e-300) == 1  # rho = 0
-    assert count(np.array([0.0, 1.0]), ones, 1.0, 0.5) == INF  # a share that never moves
-    assert count(np.array([0.0, 1.0]), ones, 0.5, 1.5) == 1
-    assert count(np.array([2.0, 1.0]), ones, 1.0, 0.5) == INF  # |1 - eta a| = 1
-    assert count(np.array([1e-320, 1.0]), ones, 1.0, 0.5) == INF
-    assert count(np.array([1e-12]), np.ones(1), 1.0, math.exp(-2.0)) == pytest.approx(1e12, rel=1e-9)
-    assert count(np.array([2 - 1e-12]), np.ones(1), 1.0, math.exp(-2.0)) == pytest.approx(1e12, rel=1e-3)
-
-
 def test_exact_count_of_a_run_that_never_stops():
     problem = diagonal([1.0, 2.0], [1.0, 1.0])
     entry = one(problem, ql.GD(1.0), ql.Gap(1e-3), "gd.exact_count", 1000)

@@ -47,7 +47,7 @@ from typing import Any
 
 import numpy as np
 
-from quadlab.bounds.gd import contraction_factor, decay_count, linear_count, log_ratio
+from quadlab.bounds.gd import closed_form_count, contraction_factor, linear_count, log_ratio
 from quadlab.bounds.lemma import per_step
 from quadlab.bounds.registry import bound
 from quadlab.bounds.setting import Assumption, Setting, no_weight_decay
@@ -387,8 +387,7 @@ def frozen_exact(s: Setting) -> float:
     >>> frozen_exact(Setting.of(p, ql.FrozenAdam(1.6), ql.Gap(1e-6, relative=True)))  # a = 1/4, 1; rho = 0.6
     14.0
     """
-    a = preconditioner(s)
-    return decay_count(a.eigenvalues, a.components, s.step, s.tolerance)
+    return closed_form_count(s)
 
 
 @bound(

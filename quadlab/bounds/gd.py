@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from quadlab.bounds.lemma import per_step
 from quadlab.bounds.registry import bound
 from quadlab.bounds.setting import Assumption, Setting, assume, no_momentum
-from quadlab.problem import BlockQuadratic
+from quadlab.closed_form import FOREVER, linear_iteration, spectral_shares
 
 Array = NDArray[np.float64]
 
@@ -92,62 +92,17 @@ def linear_count(decades: float, factor: float) -> float:
     return decades / -math.log(factor) if factor < 1.0 else math.inf
 
 
-def decay_count(eigenvalues: Array, shares: Array, learning_rate: float, tolerance: float) -> float:
-    r"""Return the least t >= 0 with sum_i shares_i (1 - eta a_i)^(2t) <= tolerance, by bisection.
-
-    The sum is nonincreasing in t, since every |1 - eta a_i| <= 1 (the caller's assumption); about 30
-    evaluations suffice for t = 10^9.
+def closed_form_count(s: Setting) -> float:
+    """Return the exact count of a linear iteration; inf if the run never stops.
 
     Parameters
     ----------
-    eigenvalues : ndarray, shape (P,)
-        a_i >= 0.
-    shares : ndarray, shape (P,)
-        Nonnegative, for instance gamma_i^2.
-    learning_rate : float
-        eta.
-    tolerance : float
-        > 0, in the unit of the shares.
-
-    Returns
-    -------
-    float
-        A whole number; inf if the sum stays above the tolerance.
-
-    Examples
-    --------
-    >>> decay_count(np.array([1.0, 0.5]), np.array([1.0, 1.0]), 1.0, 4.0**-400)
-    400.0
+    s : Setting
+        With target l2 or gap, and a method and step that :mod:`quadlab.closed_form` takes.
     """
-    seen = shares > 0.0
-    a, shares = eigenvalues[seen], shares[seen]
-    if shares.sum() <= tolerance:
-        return 0.0
-    z = learning_rate * a
-    with np.errstate(divide="ignore"):
-        # z - 1 is exact for z in [1/2, 2]
-        rates = 2.0 * np.where(z < 0.5, np.log1p(-np.minimum(z, 0.5)), np.log(np.abs(z - 1.0)))
-    still = rates >= 0.0
-    room = tolerance - float(shares[still].sum())
-    if still.all() or room <= 0.0:
-        return math.inf
-    logs, rates = np.log(shares[~still]) - math.log(room), rates[~still]
-
-    def above(t: int) -> bool:
-        with np.errstate(over="ignore"):
-            return bool(np.exp(rates * float(t) + logs).sum() > 1.0)
-
-    slowest = float(rates.max())
-    bracket = 1.0 if math.isinf(slowest) else (float(logs.max()) + math.log(logs.size)) / -slowest
-    if not bracket < 2.0**1000:
-        return math.inf
-    low, high = 0, max(1, math.ceil(bracket))
-    while above(high):  # only rounding in the bracket can bring it here
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if above(middle) else (low, middle)
-    return float(high)
+    name = "gap" if s.target == "gap" else "grad_l2"
+    count = linear_iteration(s.problem, s.method, s.step).count(name, s.tolerance, FOREVER)
+    return math.inf if count is None else float(count)
 
 
 def contraction_factor(learning_rate: float, smallest: float, largest: float) -> float:
@@ -166,29 +121,6 @@ def contraction_factor(learning_rate: float, smallest: float, largest: float) ->
     0.5
     """
     return max(abs(1.0 - learning_rate * smallest), abs(1.0 - learning_rate * largest))
-
-
-def spectral_shares(problem: BlockQuadratic) -> tuple[Array, Array]:
-    """Return the shares of ||g_0||^2 and of f(w_0) - f* by eigendirection; kept with the problem.
-
-    They are gamma_i^2 and gamma_i^2 / (2 lam_i) = lam_i x_i^2 / 2.
-
-    Parameters
-    ----------
-    problem : BlockQuadratic
-        The problem.
-
-    Returns
-    -------
-    tuple of ndarray, shape (P,)
-        Their sums are ||g_0||^2 and f(w_0) - f*.
-    """
-    known = problem.cache.get("spectral_shares")
-    if known is None:
-        x = problem.to_eigenbasis(problem.displacement)
-        gamma = problem.eigenvalues * x
-        known = problem.cache["spectral_shares"] = (gamma * gamma, 0.5 * gamma * x)
-    return known
 
 
 # Assumptions ----------------------------------------------------------------------------------------------
@@ -605,11 +537,7 @@ def exact_count(s: Setting) -> float:
     >>> exact_count(Setting.of(p, ql.GD(1e-9), ql.GradientNorm(1e-3, ord=2)))
     7947476046.0
     """
-    by_norm, by_gap = spectral_shares(s.problem)
-    eigenvalues = s.problem.eigenvalues
-    if s.target == "gap":
-        return decay_count(eigenvalues, by_gap, s.step, s.tolerance)
-    return decay_count(eigenvalues, by_norm, s.step, s.tolerance * s.tolerance)
+    return closed_form_count(s)
 
 
 @bound(
