@@ -17,7 +17,7 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 # A module imports only names to its left. Kernels import nothing, so anything may use them.
 # fmt: off
 ORDER = [
-    "kernels", "_arrays", "_progress", "spectra", "bases", "problem", "cases", "curvature",
+    "kernels", "_lazy", "_arrays", "_files", "_progress", "spectra", "bases", "problem", "cases", "curvature",
     "heterogeneity", "stopping", "steps", "methods", "run", "solve", "bounds", "compare", "falsify",
     "sweep", "bridge", "testing", "figures", "cli", "__main__",
 ]
@@ -27,7 +27,7 @@ ORDER = [
 HOME_OF = {
     "torch": {"bridge"},
     "numba": {"kernels"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"bridge", "figures"},
     "dask": {"sweep"},
     "pandas": {"sweep"},
 }
