@@ -18,6 +18,9 @@ module              purpose                                                     
 ``spectrum``        Hessian-vector products, extremes, Lanczos densities        yes
 ``measure``         `measure`: any model, any loss, any blocks                  yes
 ``pretrained``      Hugging Face models, and one with its weights in a package  yes
+``data, models``    small Transformers, a CNN and an MLP, with data at hand     yes
+``train``           real training at the best constant learning rate            yes
+``replay``          the measured blocks as a quadratic, and what it predicts    no
 ==================  ==========================================================  ===========
 
 Names are loaded when first used: nothing here imports torch until it is needed.
@@ -31,6 +34,9 @@ from quadlab._lazy import lazy
 _MODULES = {
     "statistics": ("BlockStatistics",),
     "measure": ("measure",),
+    "models": ("Workload", "workload"),
+    "train": ("SignSGD", "Training", "TrainingRun", "train", "train_at"),
+    "replay": ("Prediction", "predict", "replay"),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
