@@ -12,8 +12,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 import quadlab as ql
-from quadlab.bridge import replay as module
-from quadlab.bridge.replay import density_distances, predict, replay, skipped
+from quadlab.bridge.replay import BANDWIDTH, STOP, density_distances, predict, replay, skipped
 from quadlab.bridge.statistics import BlockStatistics
 
 
@@ -131,7 +130,7 @@ def test_distances_between_densities():
 def test_the_distance_of_two_gaussians_in_the_logarithm():
     s = statistics([[1.0], [10.0**0.5]], [1.0, 1.0])
     x = np.linspace(-3.0, 3.5, 2001)
-    p, q = (np.exp(-0.5 * ((x - m) / module.BANDWIDTH) ** 2) for m in (0.0, 0.5))
+    p, q = (np.exp(-0.5 * ((x - m) / BANDWIDTH) ** 2) for m in (0.0, 0.5))
     edge = x > 0.5 + 1e-9  # the grid ends at the largest norm, and what lies beyond is shared out
     p, q = np.where(edge, 0.0, p), np.where(edge, 0.0, q)
     assert density_distances(s)[1][0, 1] == pytest.approx(jensenshannon(p, q, 2), abs=0.03)
@@ -152,7 +151,7 @@ def test_prediction(measured):
     assert found.at_edge == () and not found.comparison.violated
     run = found.comparison.runs[0].run
     longer = [
-        ql.solve(found.problem, ql.GD(factor * run.method.learning_rate), module.STOP).iterations
+        ql.solve(found.problem, ql.GD(factor * run.method.learning_rate), STOP).iterations
         for factor in (0.7, 1.5)
     ]
     assert run.iterations < min(longer)
