@@ -202,7 +202,7 @@ def _measured(
     with progress_bar(progress, total=len(names), desc="blocks", unit="block") as bar:
         for b, size in enumerate(curvature.sizes):
             norms[b] = float(torch.linalg.vector_norm(curvature.gradient(b)))
-            rng = np.random.default_rng((seed, b))  # a block's numbers do not depend on the other blocks
+            rng = np.random.default_rng((seed, *names[b].encode()))  # whatever the other blocks are
 
             def product(vectors: Tensor, b: int = b) -> Tensor:
                 return curvature.product(b, vectors)
@@ -223,8 +223,7 @@ def _measured(
                 )
             densities.append(density)
             bar.update()
-    rng = np.random.default_rng((seed, len(names)))
-    off = np.array(list(leakage(curvature, probes, like, rng)))
+    off = np.array(list(leakage(curvature, probes, like, np.random.default_rng(seed))))
     nodes, weights, errors, traces, trace_errors = zip(*densities, strict=True)
     return BlockStatistics(
         names=tuple(names),

@@ -17,7 +17,8 @@ eigenvalue to :math:`\min(r, r^2/\mathrm{gap})`.
 of Lanczos with full reorthogonalisation give a tridiagonal matrix; its eigenvalues :math:`\theta_j` (Ritz
 values) and the squares :math:`\tau_j` of the first components of its eigenvectors are the Gauss quadrature of
 the measure :math:`\sum_i (v \cdot q_i)^2 \delta(\lambda - \lambda_i)`, whose mean over z is the spectral
-density. :math:`P_b \sum_j \tau_j \theta_j = z^T H_b z` estimates the trace.
+density. :math:`P_b \sum_j \tau_j \theta_j = z^T H_b z` estimates the trace. The error over probes does not
+hold what m nodes a probe leave out of a density: more steps show it.
 
 **Rounding.** Some blocks have no curvature at all (a key's bias: softmax does not see it), and the computed
 products are rounding, which is no symmetric operator. A block whose products are asymmetric in the fourth
@@ -99,7 +100,7 @@ class Curvature:
     def gradient(self, block: int) -> Tensor:
         """Return g_b, shape (P_b,), without its graph."""
         return torch.cat(
-            [self.gradients[p][index].detach().reshape(-1) for p, index, _ in self.blocks[block]]
+            [self.gradients[p][part].detach().reshape(-1) for p, part, _ in self.blocks[block]]
         )
 
     def product(self, block: int, vectors: Tensor) -> Tensor:
