@@ -10,8 +10,9 @@ PYTEST_FLAGS ?= -n auto
 FIGURES ?=
 FIGURE_FLAGS ?=
 SOAK_FLAGS ?=
+BRIDGE_FLAGS ?= --workers 2
 
-.PHONY: setup setup-test figures test lint golden soak clean
+.PHONY: setup setup-test figures bridge test lint golden soak clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -47,6 +48,11 @@ test: lint
 # The long random search for a violated bound; the quick suite runs a small part of it.
 soak: setup-test
 	$(BIN)/python tests/soak.py $(SOAK_FLAGS)
+
+# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: up to
+# an hour on two idle cores. What build/bridge/ holds is not made again; `make clean` forgets it.
+bridge: setup-test
+	$(BIN)/python -m quadlab.bridge.study $(BRIDGE_FLAGS)
 
 # Rewrites the golden predictions; an update states its reason: make golden REASON="..."
 golden: setup-test

@@ -93,9 +93,9 @@ def unit(kind: str, model: str, depth: int, seed: int = 0) -> Unit:
 
 def units() -> list[Unit]:
     """Return all units, the most important first: what is cut off by lack of time is the end."""
+    gpt, vit = TRANSFORMERS[:2], TRANSFORMERS[2:]
     controls = [("cnn", 2), ("cnn", 3), ("mlp", 2), ("mlp", 4)]
     shallow = [(model, 2) for model in TRANSFORMERS] + controls
-    deep = [(model, 4) for model in TRANSFORMERS]
 
     def both(pairs: Sequence[tuple[str, int]], seed: int) -> list[Unit]:
         return [unit(kind, *pair, seed) for pair in pairs for kind in ("training", "blocks")]
@@ -103,14 +103,16 @@ def units() -> list[Unit]:
     return [
         *both(shallow, 0),
         *(unit("gradients", model, depth) for model in TRANSFORMERS for depth in DEPTHS),
-        *both(deep, 0),
-        *(unit("course", model, 2) for model in TRANSFORMERS),
+        *both([(model, 4) for model in gpt], 0),
         unit("course", "cnn", 3),
-        *(unit("extremes", model, 8) for model in TRANSFORMERS[:2]),
+        *(unit("course", model, 2) for model in gpt),
+        *(unit("extremes", model, 8) for model in gpt),
+        *both([(model, 4) for model in vit], 0),
         *both(controls, 1),
-        *both(shallow[:4], 1),
+        *(unit("course", model, 2) for model in vit),
+        *both([(model, 2) for model in TRANSFORMERS], 1),
         *(unit("minibatch", *pair) for pair in shallow),
-        *(unit("extremes", model, 8) for model in TRANSFORMERS[2:]),
+        *(unit("extremes", model, 8) for model in vit),
     ]
 
 
@@ -123,14 +125,7 @@ def run_unit(task: Unit) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     begin = time.process_time()
-    content = {
-        "training": functools.partial(_training, optimizers=("sgd", "momentum", "signsgd", "adam")),
-        "minibatch": functools.partial(_training, optimizers=("sgd", "adam"), batches=4),
-        "blocks": _blocks,
-        "extremes": _extremes,
-        "gradients": _gradients,
-        "course": _course,
-    }[task.kind](task)
+    content = _KINDS[task.kind](task)
     return {**asdict(task), **content, "cpu_seconds": round(time.process_time() - begin, 1)}
 
 
@@ -268,6 +263,16 @@ def _course(task: Unit) -> dict[str, Any]:
         "status": best.status,
         "points": [{"iteration": t, **_scales(_measure(task, kept[t], probes=0))} for t in times],
     }
+
+
+_KINDS: dict[str, Callable[[Unit], dict[str, Any]]] = {
+    "training": functools.partial(_training, optimizers=("sgd", "momentum", "signsgd", "adam")),
+    "minibatch": functools.partial(_training, optimizers=("sgd", "adam"), batches=4),
+    "blocks": _blocks,
+    "extremes": _extremes,
+    "gradients": _gradients,
+    "course": _course,
+}
 
 
 def _number(value: float | None, digits: int = 5) -> float | None:
@@ -457,27 +462,24 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, draws: int = 5000, seed: int = 
     if a.ndim != 1 or a.shape != b.shape or a.size < 3:
         raise ValueError(f"x and y must be n >= 3 numbers each, received {shown(x)} and {shown(y)}")
     rng = np.random.default_rng(seed)
-    rho = _spearman(a, b)
+    rho = float(_spearman(a, b))
     if math.isnan(rho):
         return {"n": a.size, "rho": None, "low": None, "high": None, "p": None}
-    drawn = (rng.integers(0, a.size, a.size) for _ in range(draws))
-    boot = np.array([_spearman(a[k], b[k]) for k in drawn])
-    low, high = np.nanpercentile(boot, [2.5, 97.5])
-    permuted = np.array([abs(_spearman(a, rng.permutation(b))) for _ in range(draws)])
-    p = (1 + int((permuted >= abs(rho) - 1e-12).sum())) / (draws + 1)
+    drawn = rng.integers(0, a.size, (draws, a.size))
+    low, high = np.nanpercentile(_spearman(a[drawn], b[drawn]), [2.5, 97.5])
+    permuted = rng.permuted(np.broadcast_to(b, (draws, b.size)), axis=1)
+    p = (1 + np.count_nonzero(np.abs(_spearman(a, permuted)) >= abs(rho) - 1e-12)) / (draws + 1)
     return {"n": a.size, "rho": _number(rho), "low": _number(low), "high": _number(high), "p": _number(p)}
 
 
-def _spearman(x: FloatArray, y: FloatArray) -> float:
-    a, b = (_ranks(v) - (v.size + 1) / 2 for v in (x, y))
-    norm = math.sqrt((a @ a) * (b @ b))
-    return float(a @ b) / norm if norm > 0.0 else math.nan
+def _spearman(x: FloatArray, y: FloatArray) -> Any:
+    """Return Spearman's correlation along the last axis; NaN where a side is constant."""
+    from scipy.stats import rankdata
 
-
-def _ranks(values: FloatArray) -> FloatArray:
-    """Return the ranks from 1 on, mean ranks for ties."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
+    a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
+    norms = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / norms
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
