@@ -345,7 +345,7 @@ def _bridge_measure(options: argparse.Namespace) -> int:
         examples=options.examples,
         seed=options.seed,
     )
-    from quadlab.bridge import measure
+    from quadlab.bridge.measure import measure
 
     found = measure(
         made.model,
