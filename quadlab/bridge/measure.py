@@ -145,12 +145,12 @@ def measure(
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"dtype must be torch.float64 or torch.float32, received {shown(dtype)}")
     where = _device(model, device)
-    data = [_moved(batch, where, dtype) for batch in _listed(batches)]
+    grouped, left_out = _grouped(model, blocks, split_packed)
+    names, pieces = list(grouped), list(grouped.values())
 
     with _threads(threads), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         model = _copied(model, where, dtype)
-        grouped, left_out = _grouped(model, blocks, split_packed)
-        names, pieces = list(grouped), list(grouped.values())
+        data = [_moved(batch, where, dtype) for batch in _listed(batches)]
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         _check_repeatable(model, loss, data[0], parameters)
         noise = _noise(model, loss, data, parameters, pieces)
@@ -349,6 +349,8 @@ def _listed(batches: Iterable[Any]) -> list[Any]:
 def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Return the batch with its tensors on the device, the floating ones in this precision."""
     if isinstance(batch, Tensor):
+        if batch.is_inference():
+            batch = batch.clone()
         return batch.detach().to(device, dtype if batch.is_floating_point() else batch.dtype)
     if isinstance(batch, Mapping):
         moved = copy.copy(batch)
