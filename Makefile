@@ -11,8 +11,9 @@ FIGURES ?=
 FIGURE_FLAGS ?=
 SOAK_FLAGS ?=
 BENCH_FLAGS ?=
+BRIDGE_FLAGS ?= --workers 2
 
-.PHONY: setup setup-test setup-bench figures test lint golden soak bench clean
+.PHONY: setup setup-test setup-bench figures test lint golden soak bench bridge clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -59,6 +60,11 @@ soak: setup-test
 bench: setup-bench
 	$(BIN)/quadlab warmup
 	$(BIN)/python tests/bench.py $(BENCH_FLAGS)
+
+# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: up to
+# an hour on two idle cores. What build/bridge/ holds is not made again; `make clean` forgets it.
+bridge: setup-test
+	$(BIN)/python -m quadlab.bridge.study $(BRIDGE_FLAGS)
 
 # Rewrites the golden predictions; an update states its reason: make golden REASON="..."
 golden: setup-test

@@ -34,20 +34,17 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from quadlab._arrays import Content, FloatArray, first_bad, frozen, real_array, real_number, shown
+from quadlab._files import read_npz, write_npz
 from quadlab.bases import (
     Householder,
     as_basis,
@@ -864,7 +861,6 @@ class BlockQuadratic(Content):
         True
         """
         entries: dict[str, Any] = {
-            "schema": SCHEMA,
             "name": self.name,
             "kinds": [block.kind for block in self.blocks],
             "start": self.start,
@@ -874,14 +870,7 @@ class BlockQuadratic(Content):
         }
         for b, block in enumerate(self.blocks):
             entries |= {f"block{b}_{key}": getattr(block, key) for key in _field_names(type(block))}
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                np.savez(file, allow_pickle=False, **entries)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_npz(path, SCHEMA, entries)
 
     # -- display
 
@@ -929,22 +918,7 @@ def load(path: str | os.PathLike[str]) -> BlockQuadratic:
     Traceback (most recent call last):
     ValueError: ... is not a problem file: it is no .npz archive
     """
-    with Path(path).open("rb") as file:
-        try:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("it is no .npz archive")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                entries = {key: np.asarray(archive[key]) for key in archive.files}
-            frozen(*entries.values())  # nobody else holds them: no copies below
-            schema = str(entries.get("schema"))
-            if schema != SCHEMA:
-                raise ValueError(f"its schema is {shown(schema)}, not {SCHEMA!r}")
-            return _from_entries(entries)
-        except KeyError as error:
-            raise ValueError(f"{os.fspath(path)} is not a problem file: it lacks the entry {error}") from None
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a problem file: {error}") from None
+    return read_npz(path, SCHEMA, "problem file", _from_entries)
 
 
 def _from_entries(entries: dict[str, np.ndarray]) -> BlockQuadratic:
