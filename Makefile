@@ -10,8 +10,9 @@ PYTEST_FLAGS ?= -n auto
 FIGURES ?=
 FIGURE_FLAGS ?=
 SOAK_FLAGS ?=
+NOTEBOOKS ?=
 
-.PHONY: setup setup-test figures test lint golden soak clean
+.PHONY: setup setup-test figures notebooks test lint golden soak clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -29,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # torch first: the other test tools are small, and nothing but the tests needs it.
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) torch==2.13.0
-	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray,notebooks]"
 	@touch $@
 
 figures: setup
@@ -43,6 +44,10 @@ lint: setup-test
 test: lint
 	$(BIN)/quadlab warmup
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# Runs the notebooks and writes their outputs; make notebooks NOTEBOOKS=01_first_comparison for one.
+notebooks: setup-test
+	$(BIN)/python tests/render_notebooks.py $(NOTEBOOKS)
 
 # The long random search for a violated bound; the quick suite runs a small part of it.
 soak: setup-test

@@ -54,6 +54,7 @@ _MODULES = {
     "compare": ("compare",),
     "sweep": ("sweep",),
     "falsify": ("falsify",),
+    "figures.plot": ("plot",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
