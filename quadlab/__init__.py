@@ -55,6 +55,7 @@ _MODULES = {
     "stability": ("stability",),
     "sweep": ("sweep",),
     "falsify": ("falsify",),
+    "figures.plot": ("plot",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

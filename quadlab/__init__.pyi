@@ -11,6 +11,7 @@ from quadlab.curvature import Curvature as Curvature
 from quadlab.curvature import curvature as curvature
 from quadlab.expectation import expectation as expectation
 from quadlab.falsify import falsify as falsify
+from quadlab.figures.plot import plot as plot
 from quadlab.heterogeneity import gradient_heterogeneity as gradient_heterogeneity
 from quadlab.heterogeneity import gradient_weighted as gradient_weighted
 from quadlab.heterogeneity import hessian_heterogeneity as hessian_heterogeneity

@@ -883,7 +883,8 @@ class BlockQuadratic(Content):
 
     def _repr_html_(self) -> str:
         """Return a table of the first 20 blocks."""
-        head = "<tr><th>block<th>size<th>storage<th>||H<sub>b</sub>||<th>condition<th>||g<sub>b</sub>||</tr>"
+        names = ("block", "size", "storage", "||H<sub>b</sub>||", "condition", "||g<sub>b</sub>||")
+        head = "".join(f"<th>{name}</th>" for name in names)
         gradients = self.split(self.gradient(self.start))
         rows = []
         for b, block in enumerate(self.blocks[:20]):
@@ -897,9 +898,9 @@ class BlockQuadratic(Content):
                 condition,
                 f"{np.linalg.norm(gradients[b]):.4g}",
             )
-            rows.append("<tr><td>" + "<td>".join(map(str, cells)) + "</tr>")
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         more = f"<p>and {self.n_blocks - 20} more blocks</p>" if self.n_blocks > 20 else ""
-        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>{more}"
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
 
 
 def load(path: str | os.PathLike[str]) -> BlockQuadratic:

@@ -33,7 +33,7 @@ from quadlab._arrays import shown
 from quadlab.bases import one_blas_thread
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
-from quadlab.solve import MAX_LANE_HESSIAN, solve_many
+from quadlab.solve import MAX_LANE_HESSIAN, MAX_LANES, solve_many
 from quadlab.sweep.configuration import PROBLEM_STATISTICS, Setting, build_problem, build_setting, seed_of
 from quadlab.sweep.grid import canonical, versions
 from quadlab.sweep.store import FAILED
@@ -42,8 +42,6 @@ from quadlab.sweep.store import FAILED
 PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
-#: Problems of a pack that fill the lanes.
-FULL_LANES = 64
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
 #: Times a pack may die with its worker before it runs alone.
@@ -432,7 +430,7 @@ class Packs:
         fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
         count = min(math.ceil(self.seconds / cost), fair)
         if self._lanes:
-            count = max(count, FULL_LANES)
+            count = max(count, MAX_LANES)  # a method's runs of them fill the lanes
         count = max(1, min(count, 8 * self._count, len(self.groups)))
         return _Pack([self.groups.popleft() for _ in range(count)])
 
