@@ -172,7 +172,7 @@ def _warmup(options: argparse.Namespace) -> int:
     from quadlab.kernels import entry
 
     begin = perf_counter()
-    entry.compile_all()
+    entry.warm_up()
     seconds = perf_counter() - begin
     if options.json:
         _print_json({"seconds": seconds})

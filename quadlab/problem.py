@@ -392,6 +392,8 @@ class PackedHessian(NamedTuple):
         Block b holds the entries data_offsets[b] to data_offsets[b+1] of `data`.
     reflectors : ndarray of shape (B,), int64
         Number of reflectors k; 0 unless Householder.
+    structure : bytes or None
+        Equal for problems whose runs can share lanes; None with reflectors, whose runs go alone.
     norms : ndarray of shape (B,), float64
         ||H_b||_2.
     data : ndarray, float64
@@ -403,6 +405,7 @@ class PackedHessian(NamedTuple):
     offsets: np.ndarray
     data_offsets: np.ndarray
     reflectors: np.ndarray
+    structure: bytes | None
     norms: FloatArray
     data: FloatArray
 
@@ -835,11 +838,14 @@ class BlockQuadratic(Content):
         """
         if "packed" not in self.cache:
             parts = [block.packed() for block in self.blocks]
+            kinds = _fixed([block.kind for block in self.blocks])
+            reflectors = _fixed([len(getattr(block, "reflectors", ())) for block in self.blocks])
             self.cache["packed"] = PackedHessian(
-                kinds=_fixed([block.kind for block in self.blocks]),
+                kinds=kinds,
                 offsets=self.offsets,
                 data_offsets=_fixed([0, *np.cumsum([part.size for part in parts])]),
-                reflectors=_fixed([len(getattr(block, "reflectors", ())) for block in self.blocks]),
+                reflectors=reflectors,
+                structure=None if reflectors.any() else kinds.tobytes() + self.offsets.tobytes(),
                 norms=self.block_norms,
                 data=self._joined(parts),
             )

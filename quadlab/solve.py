@@ -14,6 +14,7 @@ second, so that Ctrl-C, callbacks and progress live here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -50,8 +51,8 @@ from quadlab.stopping import Stop, check_stop
 PIECE = 30_000_000
 #: Rows of a trace held by one kernel call.
 RECORD_ROWS = 4096
-#: Largest block of the path for tiny blocks.
-MAX_TINY_BLOCK = 3
+#: Largest block of the path for tiny blocks, least mean block of the path for diagonal ones.
+MAX_TINY_BLOCK, MIN_STREAM_BLOCK = 3, 256
 #: A batch of fewer runs, or what is left of a batch, goes one by one.
 LEAST_LANES = 6
 #: Lanes of a pack, and the bytes of vectors that a pack should stay under.
@@ -112,8 +113,8 @@ def solve(
         The seed of the gradient noise, where the problem has noise: the same seed gives all methods the same
         noise on the same problem.
     fused : bool
-        False makes every iteration on the general path, to compare: the numbers are the same, and runs on
-        blocks of up to three coordinates take several times as long.
+        False makes every iteration on the general path, to compare: the numbers are the same, but runs on
+        blocks of up to three coordinates, and on diagonal ones, take several times as long.
     closed_form : bool
         Find the count and the end without iterating, see `quadlab.closed_form`: for GD with a constant step,
         with momentum or without, and frozen Adam, stopped by the l2 norm (GD) or the gap. No trace and no
@@ -411,9 +412,7 @@ class _Job:
         params[c.P_TAIL_DISPLACEMENT] = _tail_start(tail_displacement_start)
         for index, value in method.parameters().items():
             params[index] = value
-        keep = 0
-        for name in statistics:
-            keep |= STATISTICS[name].want
+        keep = _kept(statistics)
         want = _closed(method, keep | _needed(method, stop, step))
         noise_seed = check_seed(noise_seed)
         noise = problem.noise_stream(noise_seed) if problem.is_noisy else None
@@ -434,7 +433,7 @@ class _Job:
     def group(self) -> tuple[Any, ...] | None:
         """Return the key that runs of one pack of lanes share; None: this one goes alone."""
         packed = self.problem.packed()
-        if packed.reflectors.any() or (
+        if packed.structure is None or (
             isinstance(self.method, FunctionMethod) and not self.method.is_elementwise
         ):
             return None
@@ -443,25 +442,24 @@ class _Job:
         method = self.method
         rule = (method.function(), method.n_states) if isinstance(method, FunctionMethod) else None
         anchored = self.method.code == c.USER or self.params[c.P_DECAY] != 0.0
-        structure = (packed.kinds.tobytes(), packed.offsets.tobytes())
         code = (method.code, self.step.rule, self.stop.code, self.want, self.keep, self.step.schedule)
-        return (*code, rule, anchored, self.noise is not None, *structure)
+        return (*code, rule, anchored, self.noise is not None, packed.structure)
 
-    def is_tiny(self) -> bool:
-        """Whether ``kernels/tiny.py`` makes the iterations between two events."""
-        packed = self.problem.packed()
+    def path(self) -> int:
+        """Return the kernels' path of the iterations at which nothing happens."""
         if self.keep or self.noise is not None or self.params[c.P_DECAY] != 0.0:
-            return False
-        if packed.kinds.any():  # a block that is not dense
-            return False
-        if np.diff(packed.offsets).max() > MAX_TINY_BLOCK:
-            return False
+            return c.GENERAL
         norm = {c.GD: c.STOP_L2, c.SIGN: c.STOP_L1}.get(self.method.code)
         simple = self.step.rule in (c.CONSTANT, c.SCHEDULE) and self.stop.code in (c.STOP_L1, c.STOP_L2)
-        if self.method.code == c.ADAM:
-            return simple
         own = self.step.rule in (c.LEMMA, c.M_STAR) and self.stop.code == norm
-        return norm is not None and (simple or own)
+        if not ((simple and (norm is not None or self.method.code == c.ADAM)) or own):
+            return c.GENERAL
+        packed = self.problem.packed()
+        if (packed.kinds == c.DENSE).all() and np.diff(packed.offsets).max() <= MAX_TINY_BLOCK:
+            return c.TINY
+        if (packed.kinds == c.DIAGONAL).all() and self.problem.size >= MIN_STREAM_BLOCK * packed.kinds.size:
+            return c.STREAM
+        return c.GENERAL
 
     def result(
         self, status: int, count: int, x: FloatArray, acc: FloatArray, peaks: FloatArray, first: FloatArray,
@@ -484,7 +482,9 @@ class _Job:
             max_iterations=self.cap,
             initial={name: float(QUANTITIES[name](first)) for name in available},
             final={name: float(QUANTITIES[name](final)) for name in available},
-            statistics=read_statistics(self.statistics, acc, count, float(peaks.sum()), tails),
+            statistics=read_statistics(
+                self.statistics, acc, count, float(peaks.sum()) if peaks.size else 0.0, tails
+            ),
             trace=trace,
             tail_gap_start=tails["tail_gap"],
             tail_displacement_start=tails["tail_displacement"],
@@ -493,7 +493,8 @@ class _Job:
         )
 
 
-def _available(want: int) -> list[str]:
+@functools.cache
+def _available(want: int) -> tuple[str, ...]:
     of = {
         "gap": c.WANT_GAP,
         "grad_l1": c.WANT_L1,
@@ -501,7 +502,16 @@ def _available(want: int) -> list[str]:
         "grad_linf": c.WANT_LINF,
         "lambda_g": c.WANT_LAMBDA_G,
     }
-    return [name for name, bit in of.items() if want & bit]
+    return tuple(name for name, bit in of.items() if want & bit)
+
+
+@functools.cache
+def _kept(statistics: tuple[str, ...]) -> int:
+    """Return what the kernels accumulate."""
+    keep = 0
+    for name in statistics:
+        keep |= STATISTICS[name].want
+    return keep
 
 
 def _closed(method: Method, want: int) -> int:
@@ -630,15 +640,15 @@ def _resumed(run: Run, job: _Job) -> _State:
     return run.state.copy()
 
 
-def _pointers(method: Method) -> tuple[Any, Any]:
-    """Return the direction's pointers for the two paths."""
-    from quadlab.kernels.user import compile_rule, placeholders
+def _addresses(method: Method) -> tuple[int, int]:
+    """Return where the compiled direction of a function method is for the two paths, else zeros."""
+    if not isinstance(method, FunctionMethod):
+        return 0, 0
+    from quadlab.kernels.user import compile_rule
 
-    if isinstance(method, FunctionMethod):
-        return compile_rule(
-            method.function(), method.n_states, len(method.hyperparameters), method.is_elementwise
-        )
-    return placeholders()
+    return compile_rule(
+        method.function(), method.n_states, len(method.hyperparameters), method.is_elementwise
+    )[:2]
 
 
 def _run_one(
@@ -655,9 +665,9 @@ def _run_one(
     packed = job.problem.packed()
     size = job.problem.size
     kernel = entry.single()
-    user = _pointers(job.method)[0]
-    tiny = fused and job.is_tiny()
-    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want, job.keep, tiny], dtype=np.int64)
+    address = _addresses(job.method)[0]
+    path = job.path() if fused else c.GENERAL
+    code = np.array([job.method.code, job.step.rule, job.stop.code, job.want, job.keep, path], dtype=np.int64)
     g = np.empty(size)
     d = np.empty(0 if job.method.code == c.GD else size)
     work = np.empty(size if job.want & (c.WANT_DHD | c.WANT_DENOMINATOR) or job.method.code == c.USER else 0)
@@ -699,7 +709,7 @@ def _run_one(
                 status = kernel(
                     code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
                     packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
-                    record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, user,
+                    record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address,
                 )  # fmt: skip
             pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
@@ -854,7 +864,7 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         np.zeros((n, c.N_QUANTITIES)),
     )
     kernel = entry.lanes()
-    user = _pointers(method)[1]
+    address = _addresses(method)[1]
     budget = max(16, PIECE // (width * (packed.data.size + 8 * size)))
     rows = 0 if job.noise is None else job.noise.block_rows
     noise, noisy = empty((rows, size, width)), empty((size if rows else 0, width))
@@ -872,7 +882,7 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
                 start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
                 owner, t, cap, par, norms, lowest, support, anchor, data,
                 x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-                statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, user,
+                statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, address,
             )  # fmt: skip
         active, queued = int(clock[0]), int(clock[1])
         bar.update(queued - active - finished)

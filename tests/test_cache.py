@@ -90,7 +90,7 @@ def test_a_warm_cache_is_hit(tmp_path):
     status, (count, _, hits, misses), err = finish(start(parent, WITHOUT_COMPILER + SOLVE))
     assert status == 0, err
     assert (hits, misses) == ("1", "0") and int(count) > 0
-    assert [compiles(parent, what) for what in ("single", "lanes", "placeholders")] == ["nothing"] * 3
+    assert [compiles(parent, what) for what in ("single", "lanes")] == ["nothing"] * 2
 
 
 def test_the_notice_of_compiling_is_silent_on_a_warm_cache(tmp_path):
@@ -122,7 +122,7 @@ def test_what_is_no_edit_of_a_kernel_does_not_compile(tmp_path):
 def test_a_package_without_a_cache_compiles(tmp_path):
     """The check itself: an empty cache is noticed."""
     parent = copied(tmp_path, cached=False)
-    assert compiles(parent, "single") == "run_single" and compiles(parent, "placeholders") == "nothing_single"
+    assert compiles(parent, "single") == "run_single" and compiles(parent, "lanes") == "run_lanes"
 
 
 # -- compiling

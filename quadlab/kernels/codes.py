@@ -21,6 +21,9 @@ GD, GD_MOMENTUM, GD_NESTEROV, SIGN, SIGNUM, NORMALIZED, ADAM, FROZEN_ADAM, USER 
 # Step rules.
 CONSTANT, SCHEDULE, LEMMA, M_STAR, LINE_SEARCH = range(5)
 
+# Paths of a single run: all iterations alike, or those without an event by tiny.py or stream.py.
+GENERAL, TINY, STREAM = range(3)
+
 # Quantities that can stop a run (stopping.py uses these codes).
 STOP_L1, STOP_L2, STOP_LINF, STOP_GAP = range(4)
 

@@ -4,13 +4,14 @@ Numba's cache notices an edit of this file only, not of the files whose function
 stamp, a hash of all kernel sources, is a closure variable of every entry function; Numba's cache key
 covers closure variables, so an edit anywhere in ``kernels/`` compiles anew.
 
-A user's method arrives as a typed function pointer. Built-in methods pass a placeholder of the same type.
+A user's method arrives as the address of its compiled function, see ``pointers.py``.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import subprocess
 import sys
 import threading
 import warnings
@@ -20,24 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba import types
 
 from quadlab.kernels import lanes as lanes_module
 from quadlab.kernels import single as single_module
-
-I1 = types.Array(types.int64, 1, "C")
-F1 = types.Array(types.float64, 1, "C")
-F2 = types.Array(types.float64, 2, "C")
-F3 = types.Array(types.float64, 3, "C")
-INT = types.int64
-# Arrays of a problem are read-only.
-READ_I1 = types.Array(types.int64, 1, "C", readonly=True)
-READ_F1 = types.Array(types.float64, 1, "C", readonly=True)
-
-# (t, g, x, minimizer, d, work, state, parameters, offsets) and the same for lanes, their number first.
-USER_SINGLE = types.void(INT, F1, F1, READ_F1, F1, F1, F2, F1, READ_I1)
-USER_LANES = types.void(INT, I1, F2, F2, F2, F2, F3, F2, READ_I1)
-
+from quadlab.kernels.pointers import F1, F2, F3, I1, INT, READ_F1, READ_I1
 
 _LOCK = threading.RLock()
 R = TypeVar("R")
@@ -64,8 +51,29 @@ def stamp() -> str:
     return digest.hexdigest()
 
 
+def _without_scipy() -> None:
+    """Let Numba load without scipy.linalg, which takes a quarter of a second and which no kernel needs.
+
+    ``numba.np.arraymath`` imports it only to see that there is a BLAS. Whatever uses BLAS later makes the
+    true check.
+    """
+    from numba.np import linalg
+
+    if "numba.np.arraymath" in sys.modules or not hasattr(linalg, "ensure_blas"):
+        return
+    check = linalg.ensure_blas
+    linalg.ensure_blas = lambda: None
+    try:
+        from numba.np import arraymath
+    finally:
+        linalg.ensure_blas = check
+    if hasattr(arraymath, "ensure_blas"):
+        arraymath.ensure_blas = check
+
+
 def compile_function(function: Callable[..., Any], signature: Any, cache: bool = True) -> Any:
     """Compile with the package's settings; without the disk cache where no folder can be written."""
+    _without_scipy()
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", numba.NumbaExperimentalFeatureWarning)
@@ -79,9 +87,9 @@ def compile_function(function: Callable[..., Any], signature: Any, cache: bool =
 
 @contextmanager
 def notice() -> Iterator[None]:
-    """Say on stderr why nothing happens, when compiling takes more than two seconds."""
+    """Say on stderr why nothing happens, when it takes longer than loading from the cache."""
     text = "quadlab: compiling the kernels; this takes about a minute, once\n"
-    timer = threading.Timer(2.0, sys.stderr.write, [text])
+    timer = threading.Timer(4.0, sys.stderr.write, [text])
     timer.daemon = True
     timer.start()
     try:
@@ -91,24 +99,11 @@ def notice() -> Iterator[None]:
 
 
 @once
-def placeholders() -> tuple[Any, Any]:
-    """Return do-nothing pointers for runs of built-in methods."""
-
-    def nothing_single(t, g, x, anchor, d, work, state, params, offsets):
-        pass
-
-    def nothing_lanes(lanes, t, g, x, anchor, d, state, params, offsets):
-        pass
-
-    return compile_function(nothing_single, USER_SINGLE), compile_function(nothing_lanes, USER_LANES)
-
-
-@once
 def single() -> Any:
     """Return the compiled ``run_single``."""
     signature = INT(
         I1, I1, READ_I1, READ_I1, READ_I1, READ_I1, READ_F1, F1, READ_F1, F1, READ_F1,
-        F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, F2, F1, types.FunctionType(USER_SINGLE),
+        F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, F2, F1, INT,
     )  # fmt: skip
     with notice():
         return compile_function(single_module.build(stamp()), signature)
@@ -122,7 +117,7 @@ def lanes() -> Any:
         F2, F2, I1, F2, F2, F2, F2, F2,
         I1, I1, I1, F2, F2, F2, F2, F2, F2,
         F2, F2, F2, F2, F3, F2, F2, F2, F2, F1, F1, F2,
-        I1, I1, F2, F2, F2, F2, F2, F3, F2, types.FunctionType(USER_LANES),
+        I1, I1, F2, F2, F2, F2, F2, F3, F2, INT,
     )  # fmt: skip
     with notice():
         return compile_function(lanes_module.build(stamp()), signature)
@@ -130,6 +125,13 @@ def lanes() -> Any:
 
 def compile_all() -> None:
     """Compile whatever the cache does not hold."""
-    placeholders()
     single()
     lanes()
+
+
+def warm_up() -> None:
+    """Compile whatever the cache does not hold, the two paths at once in two processes."""
+    command = [sys.executable, "-c", "from quadlab.kernels import entry; entry.lanes()"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL):
+        single()
+    lanes()  # from the cache, or here, should the other process have failed

@@ -17,7 +17,8 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
-from quadlab.kernels.single import TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN, term
+from quadlab.kernels.pointers import lanes_function_at
+from quadlab.kernels.sums import TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN, term
 
 
 @inline
@@ -489,7 +490,7 @@ def build(sources):
         start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
         owner, t, cap, par, norms, lowest, support, anchor, data,
         x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-        statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, user,
+        statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, address,
     ):  # fmt: skip
         """Run the queue until it is done, few lanes are left, or the budget of iterations is spent.
 
@@ -500,6 +501,7 @@ def build(sources):
         budget is that number, and lanes are refilled at the start only, so that all are at the same row.
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
+        user = lanes_function_at(address)
         method, rule, stop, want, keep, shared = code[0], code[1], code[2], code[3], code[4], code[5] != 0
         lanes, queue, budget, least = clock[0], clock[1], clock[2], clock[3]
         size = x.shape[0]
@@ -567,9 +569,7 @@ def build(sources):
             else:
                 write_direction(method, lanes, t, par, acc, anchor, x, source, d, state, square, inverse)
             if want & c.WANT_ALONG:
-                direction_statistics(
-                    exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step
-                )
+                direction_statistics(exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step)
             if want & c.WANT_DHD:
                 called_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
                 called_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])

@@ -13,85 +13,18 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
+from quadlab.kernels.pointers import single_function_at
+from quadlab.kernels.stream import advance_stream
+from quadlab.kernels.sums import (
+    TERM_ABSOLUTE,
+    TERM_PRODUCT,
+    TERM_SIGN,
+    block_sum,
+    called_sum,
+    total_sum,
+    weighted_squares,
+)
 from quadlab.kernels.tiny import advance_tiny
-
-TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
-
-
-@inline
-def term(kind, a, b):
-    """Return one term of a sum over coordinates."""
-    if kind == TERM_ABSOLUTE:
-        return abs(a)
-    if kind == TERM_PRODUCT:
-        return a * b
-    return sign(a) * b
-
-
-@inline
-def block_sum(kind, a, b, low, high):
-    """Sum the terms of coordinates low..high-1: chunks in order, eight stripes a chunk."""
-    total = 0.0
-    begin = low
-    while begin < high:
-        end = min(begin + c.CHUNK, high)
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-        i = begin
-        while i + 8 <= end:
-            s0 += term(kind, a[i], b[i])
-            s1 += term(kind, a[i + 1], b[i + 1])
-            s2 += term(kind, a[i + 2], b[i + 2])
-            s3 += term(kind, a[i + 3], b[i + 3])
-            s4 += term(kind, a[i + 4], b[i + 4])
-            s5 += term(kind, a[i + 5], b[i + 5])
-            s6 += term(kind, a[i + 6], b[i + 6])
-            s7 += term(kind, a[i + 7], b[i + 7])
-            i += 8
-        rest = end - i
-        if rest > 0:
-            s0 += term(kind, a[i], b[i])
-        if rest > 1:
-            s1 += term(kind, a[i + 1], b[i + 1])
-        if rest > 2:
-            s2 += term(kind, a[i + 2], b[i + 2])
-        if rest > 3:
-            s3 += term(kind, a[i + 3], b[i + 3])
-        if rest > 4:
-            s4 += term(kind, a[i + 4], b[i + 4])
-        if rest > 5:
-            s5 += term(kind, a[i + 5], b[i + 5])
-        if rest > 6:
-            s6 += term(kind, a[i + 6], b[i + 6])
-        total += ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
-        begin = end
-    return total
-
-
-@inline
-def total_sum(kind, offsets, a, b):
-    """Sum over all coordinates: the block sums in order."""
-    total = 0.0
-    for block in range(offsets.size - 1):
-        total += block_sum(kind, a, b, offsets[block], offsets[block + 1])
-    return total
-
-
-@outlined
-def called_sum(kind, offsets, a, b):
-    """Call ``total_sum``."""
-    return total_sum(kind, offsets, a, b)
-
-
-@inline
-def weighted_squares(offsets, norms, a):
-    """Return ``(sum_b ||a_b||^2 ||H_b||, ||a||^2)``."""
-    weighted = 0.0
-    square = 0.0
-    for block in range(offsets.size - 1):
-        part = block_sum(TERM_PRODUCT, a, a, offsets[block], offsets[block + 1])
-        square += part
-        weighted += part * norms[block]
-    return weighted, square
 
 
 @outlined
@@ -102,35 +35,51 @@ def reflect(y, u, start, low, size):
         y[low + i] = y[low + i] - factor * u[start + i]
 
 
-@inline
+@outlined
+def dense_product(matrix, x, out):
+    """Write H x of one dense block: columns as rows, terms of j ascending, four a pass."""
+    size = x.size
+    for i in range(size):
+        out[i] = 0.0
+    j = 0
+    while j + 4 <= size:
+        # Slices, not indices of the whole: a loop over them is provably in range, and vectorises.
+        row0 = matrix[j * size : (j + 1) * size]
+        row1 = matrix[(j + 1) * size : (j + 2) * size]
+        row2 = matrix[(j + 2) * size : (j + 3) * size]
+        row3 = matrix[(j + 3) * size : (j + 4) * size]
+        x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
+        for i in range(size):
+            out[i] = (((out[i] + row0[i] * x0) + row1[i] * x1) + row2[i] * x2) + row3[i] * x3
+        j += 4
+    while j < size:
+        row0 = matrix[j * size : (j + 1) * size]
+        x0 = x[j]
+        for i in range(size):
+            out[i] = out[i] + row0[i] * x0
+        j += 1
+
+
+@outlined
 def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
     """Write H x into ``out``."""
     for block in range(kinds.size):
-        low = offsets[block]
-        size = offsets[block + 1] - low
+        low, high = offsets[block], offsets[block + 1]
+        size = high - low
         at = data_offsets[block]
         if kinds[block] == c.DENSE:
+            if size >= 8:
+                dense_product(data[at : at + size * size], x[low:high], out[low:high])
+                continue
             for i in range(size):
-                out[low + i] = 0.0
-            j = 0
-            while j + 4 <= size:
-                row = at + j * size
-                x0, x1, x2, x3 = x[low + j], x[low + j + 1], x[low + j + 2], x[low + j + 3]
-                for i in range(size):
-                    k = row + i
-                    out[low + i] = (
-                        ((out[low + i] + data[k] * x0) + data[k + size] * x1) + data[k + 2 * size] * x2
-                    ) + data[k + 3 * size] * x3
-                j += 4
-            while j < size:
-                xj = x[low + j]
-                row = at + j * size
-                for i in range(size):
-                    out[low + i] = out[low + i] + data[row + i] * xj
-                j += 1
+                value = 0.0
+                for j in range(size):
+                    value += data[at + j * size + i] * x[low + j]
+                out[low + i] = value
         elif kinds[block] == c.DIAGONAL:
+            h, y, z = data[at : at + size], x[low:high], out[low:high]
             for i in range(size):
-                out[low + i] = data[at + i] * x[low + i]
+                z[i] = h[i] * y[i]
         else:
             for i in range(size):
                 out[low + i] = x[low + i]
@@ -141,12 +90,6 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
                 out[low + i] = data[at + i] * out[low + i]
             for r in range(reflectors[block] - 1, -1, -1):
                 reflect(out, data, first + r * size, low, size)
-
-
-@outlined
-def called_product(kinds, offsets, data_offsets, reflectors, data, x, out):
-    """Call ``hessian_product``."""
-    hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out)
 
 
 @inline
@@ -363,14 +306,16 @@ def build(sources):
 
     def run_single(
         code, clock, kinds, offsets, data_offsets, reflectors, norms, lowest, data, support, minimizer,
-        params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, noise, noisy, user,
+        params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, noise, noisy,
+        address,
     ):  # fmt: skip
         """Run until an outcome, the pause or a full record; return the status code.
 
         With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number.
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
-        method, rule, stop, want, keep, tiny = code[0], code[1], code[2], code[3], code[4], code[5] != 0
+        user = single_function_at(address)
+        method, rule, stop, want, keep, path = code[0], code[1], code[2], code[3], code[4], code[5]
         t, cap, pause, schedule_start, row = clock[0], clock[1], clock[2], clock[3], clock[4]
         rows = noise.shape[0]
         source = noisy if rows > 0 else g
@@ -378,12 +323,16 @@ def build(sources):
         exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
         status = c.RUNNING
         while t < pause:
-            if tiny and t > 0:
+            if path != c.GENERAL and t > 0:
                 limit = min(pause, cap)
                 if row < record.shape[0]:
                     limit = min(limit, record_times[row])
-                t = advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params,
-                                 schedule, schedule_start, acc, x, state)  # fmt: skip
+                if path == c.TINY:
+                    t = advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params,
+                                     schedule, schedule_start, acc, x, state)  # fmt: skip
+                else:
+                    t = advance_stream(method, rule, stop, t, limit, offsets, data_offsets, norms, data,
+                                       params, schedule, schedule_start, acc, x, state)  # fmt: skip
                 if t == pause:
                     break
             hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
@@ -421,7 +370,7 @@ def build(sources):
                 if want & c.WANT_ALONG:
                     direction_statistics(exact, want, offsets, norms, g, direction, q)
                 if want & c.WANT_DHD:
-                    called_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
+                    hessian_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
                     q[c.Q_DHD] = called_sum(TERM_PRODUCT, offsets, direction, work)
                 if want & c.WANT_DENOMINATOR:
                     write_denominator(method, offsets, norms, lowest, params, acc, state, direction, work, q)

@@ -1,4 +1,4 @@
-"""A user's method as a typed pointer: the loop is generated around the user's function and compiled alone.
+"""A user's method as compiled code: the loop is generated around the user's function and compiled alone.
 
 The kernels stay as they are in the cache; what is compiled is the user's function inside one loop over the
 coordinates (and one over coordinates and lanes), with the engine's rule for tiny state values.
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from quadlab.kernels.elements import flush
-from quadlab.kernels.entry import USER_LANES, USER_SINGLE, compile_function, once, placeholders
+from quadlab.kernels.entry import compile_function, once
+from quadlab.kernels.pointers import USER_LANES, USER_SINGLE, address_of
 
 _ELEMENTWISE = """
 def single(t, g, x, anchor, d, work, state, params, offsets):
@@ -60,8 +61,8 @@ def _arraywise_source(states: int, parameters: int) -> str:
 @once
 def compile_rule(
     rule: Callable[..., Any], states: int, parameters: int, is_elementwise: bool
-) -> tuple[Any, Any | None]:
-    """Return the pointers for the single path and for lanes (None for an arraywise rule).
+) -> tuple[int, int, Any]:
+    """Return the addresses for the single path and for lanes (0 for an arraywise rule), and what holds them.
 
     Raises
     ------
@@ -84,7 +85,5 @@ def compile_rule(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if not line.startswith(("Failed in", "During"))), "unknown")
         raise ValueError(f"method {rule.__name__} does not compile: {reason}") from None
-    return single, lanes
-
-
-__all__ = ["compile_rule", "placeholders"]
+    at_lanes = 0 if lanes is None else address_of(lanes, USER_LANES)
+    return address_of(single, USER_SINGLE), at_lanes, (single, lanes)
