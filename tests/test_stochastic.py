@@ -368,8 +368,10 @@ def test_two_point_noise_hides_what_lies_below_it():
     for eta in (0.1, 0.05, 0.025):
         mean, error = settled(p, ql.SignSGD(eta), round(20 / eta), seeds=20)
         assert abs(mean - 1 / 6) <= 5 * error + 0.3 * eta
-    with pytest.raises(ValueError, match=r"needs .* noise with a density .* received rademacher noise"):
-        stochastic.stationary_gap(p, ql.SignSGD(0.1))
+        assert stochastic.stationary_gap(p, ql.SignSGD(eta)) == pytest.approx(1000 / 6, rel=1e-12)
+    rotated = ql.BlockQuadratic.from_spectra([[1, 2]], basis="haar", seed=0).with_noise(1, "rademacher")
+    with pytest.raises(ValueError, match=r"diagonal for two-point noise, received rademacher noise"):
+        stochastic.stationary_gap(rotated, ql.SignSGD(0.1))
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_two_point_noise_hides_what_lies_below_it():
         (scalar(1, 1), ql.GD(0.1, momentum=0.9), r"a constant learning rate and no momentum"),
         (scalar(1, 1), ql.Adam(0.1), r"known for GD and SignSGD, received Adam"),
         (scalar(1, 1, "student:2"), ql.GD(0.1), r"finite variance, received student:2"),
-        (scalar(1, 0), ql.SignSGD(0.1), r"noise with a density on every coordinate, .* from 0 up"),
+        (scalar(1, 0), ql.SignSGD(0.1), r"noise on every coordinate .* received gaussian noise from 0 up"),
     ],
 )
 def test_where_there_is_no_floor(problem, method, told):

@@ -41,7 +41,14 @@ import numpy as np
 from quadlab._arrays import FloatArray, shown
 from quadlab.bounds.gd import short_step
 from quadlab.bounds.registry import bound
-from quadlab.bounds.setting import Assumption, MissingStatisticError, Setting, assume, no_momentum
+from quadlab.bounds.setting import (
+    Assumption,
+    MissingStatisticError,
+    Setting,
+    assume,
+    is_diagonal,
+    no_momentum,
+)
 from quadlab.curvature import curvature
 from quadlab.noise import degrees_of_freedom
 from quadlab.problem import BlockQuadratic, DenseBlock, HouseholderBlock
@@ -217,8 +224,10 @@ def stationary_gap(problem: BlockQuadratic, method: Any) -> float:
       uniform on [-B, B]. It does not depend on H, which must be positive definite. Near the minimiser
       :math:`E s = Dg`, :math:`D = \mathrm{diag}(2p(0)/\sigma_i)`, so that the covariance C of x obeys
       :math:`DHC + CHD = \eta I`; multiplied by :math:`D^{-1}` its trace is
-      :math:`2\,\mathrm{tr}(HC) = \eta\,\mathrm{tr} D^{-1}`. Two-point noise has p(0) = 0, no such law, and a
-      floor that no step lowers.
+      :math:`2\,\mathrm{tr}(HC) = \eta\,\mathrm{tr} D^{-1}`.
+    - SignSGD under two-point noise, where p(0) = 0: a floor that no step lowers. On a diagonal H, as
+      :math:`\eta \to 0`, it is :math:`\sum_i \sigma_i^2/(6 H_{ii})`: x walks freely where
+      :math:`|g_i| < \sigma_i`, and :math:`E x_i^2 = (\sigma_i/H_{ii})^2/3`.
 
     Parameters
     ----------
@@ -260,11 +269,15 @@ def stationary_gap(problem: BlockQuadratic, method: Any) -> float:
         )
     if method.family == "signsgd":
         density = density_at_zero(problem.noise_law)
-        if not density or not problem.noise.all() or not all(b.full_rank for b in problem.blocks):
+        definite = problem.noise.all() and all(block.full_rank for block in problem.blocks)
+        if not definite or not (density or is_diagonal(problem)):
             raise ValueError(
-                "the stationary gap of SignSGD needs a positive definite H and noise with a density on every "
-                f"coordinate, received {problem.noise_law} noise from {problem.noise.min():g} up"
+                "the stationary gap of SignSGD needs noise on every coordinate and a positive definite H, "
+                f"diagonal for two-point noise, received {problem.noise_law} noise from "
+                f"{problem.noise.min():g} up"
             )
+        if not density:
+            return float(np.sum(np.square(problem.noise) / (6.0 * problem.hessian_diagonal())))
         return eta * float(problem.noise.sum()) / (8.0 * density)
     raise ValueError(f"the stationary gap is known for GD and SignSGD, received {method}")
 

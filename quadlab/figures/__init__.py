@@ -32,7 +32,9 @@ _MODULES = {
         "zhang_cases",
         "tightness",
         "rotation",
+        "lr_scaling",
         "soft_sign",
+        "noise",
         "worst_cases",
     )
 }
