@@ -34,6 +34,7 @@ e^T H e).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -254,7 +255,7 @@ def stationary_gap(problem: BlockQuadratic, method: Any) -> float:
     (0.5, 0.031333)
     """
     eta = method.learning_rate
-    if not isinstance(eta, (int, float)) or getattr(method, "momentum", 0.0):
+    if not isinstance(eta, (int, float)) or getattr(method, "momentum", False):
         raise ValueError(
             f"a stationary gap needs a constant learning rate and no momentum, received {method}"
         )
@@ -422,13 +423,20 @@ def _run(s: Setting) -> Any:
     return s.run
 
 
+@lru_cache(maxsize=8)  # the same for all seeds
+def _rates(schedule: Schedule, count: int) -> FloatArray:
+    return schedule.values(0, count)
+
+
+@lru_cache(maxsize=8)
+def _mean_gap(problem: BlockQuadratic, learning_rate: float | Schedule, count: int) -> float:
+    return 0.5 * float(problem.eigenvalues @ second_moments(problem, learning_rate, count))
+
+
 def _schedule(s: Setting) -> FloatArray:
     """Return the learning rates of the updates that a run with a schedule made."""
     run = _run(s)
-    key = ("schedule", run.step.schedule, run.iterations)
-    if key not in s.problem.cache:
-        s.problem.cache[key] = run.step.schedule.values(0, run.iterations)  # type: ignore[index]
-    return s.problem.cache[key]  # type: ignore[index]
+    return _rates(run.step.schedule, run.iterations)
 
 
 def _sum_squares(s: Setting) -> float:
@@ -567,12 +575,7 @@ def gd_gap(s: Setting) -> float:
     0.25
     """
     run = _run(s)
-    key = ("gd_gap", run.step, run.iterations)
-    if key not in s.problem.cache:
-        rate = s.step if s.rule == "constant" else run.step.schedule
-        moments = second_moments(s.problem, rate, run.iterations)  # type: ignore[arg-type]
-        s.problem.cache[key] = 0.5 * float(s.problem.eigenvalues @ moments)  # type: ignore[index]
-    return s.problem.cache[key]  # type: ignore[index]
+    return _mean_gap(s.problem, s.step if s.rule == "constant" else run.step.schedule, run.iterations)
 
 
 @bound(

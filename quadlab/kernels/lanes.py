@@ -567,9 +567,7 @@ def build(sources):
             else:
                 write_direction(method, lanes, t, par, acc, anchor, x, source, d, state, square, inverse)
             if want & c.WANT_ALONG:
-                direction_statistics(
-                    exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step
-                )
+                direction_statistics(exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step)
             if want & c.WANT_DHD:
                 called_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
                 called_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])
