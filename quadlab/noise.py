@@ -67,19 +67,14 @@ def degrees_of_freedom(law: str) -> float:
 
 def draw(law: str, rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
     r"""Return independent draws of :math:`\xi`; n draws are those of m and then of n - m."""
-    drawn: FloatArray
     if law == "gaussian":
-        drawn = rng.standard_normal(shape)
-    elif law == "uniform":
-        drawn = rng.random(shape)
-        drawn -= 0.5
-        drawn *= math.sqrt(12.0)
-    elif law == "rademacher":  # int64: streams of small integers depend on how they are cut
-        drawn = 2.0 * rng.integers(0, 2, shape, dtype=np.int64) - 1.0
-    else:
-        df = degrees_of_freedom(law)
-        drawn = rng.standard_t(df, shape) * (math.sqrt((df - 2.0) / df) if df > 2.0 else 1.0)
-    return drawn
+        return rng.standard_normal(shape)
+    if law == "uniform":
+        return (rng.random(shape) - 0.5) * math.sqrt(12.0)
+    if law == "rademacher":  # int64: streams of small integers depend on how they are cut
+        return np.where(rng.integers(0, 2, shape, dtype=np.int64) == 1, 1.0, -1.0)
+    df = degrees_of_freedom(law)
+    return rng.standard_t(df, shape) * (math.sqrt((df - 2.0) / df) if df > 2.0 else 1.0)
 
 
 def block_rows(size: int) -> int:

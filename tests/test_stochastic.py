@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quadlab as ql
 from quadlab.bounds import Setting, requirements, stochastic, temporary_bounds
+from quadlab.bounds.record import mean_ratios
 from quadlab.curvature import curvature
 from quadlab.expectation import Expectation, expectation
 from quadlab.noise import draw
@@ -200,6 +202,34 @@ TIGHT = {
         0.68,
     ),
 }
+
+
+#: The same for mean counts of ten updates and more.
+LONG = {
+    "stochastic.gd_count": (scalar(0.083, 0.116), ql.GD(0.0123), ql.GradientNorm(0.05), 10_000),
+    "stochastic.signsgd_count": (scalar(1.0, 0.05), ql.SignSGD(0.0474), ql.GradientNorm(0.525), 1000),
+    "stochastic.signsgd_gaussian": (scalar(1.0, 0.05), ql.SignSGD(0.0474), ql.GradientNorm(0.525), 1000),
+}
+
+
+def ratios() -> dict[str, dict[str, float]]:
+    """What is on record: ``python tests/test_stochastic.py`` writes it."""
+    found: dict[str, dict[str, float]] = {}
+    for name, (*instance, cap, _) in TIGHT.items():
+        found[name] = {"any": expectation(*instance, name, max_iterations=cap).ratio}
+    for name, (*instance, cap) in LONG.items():
+        one = expectation(*instance, name, max_iterations=cap)
+        assert one.holds and one.mean >= 10
+        found[name]["long"] = one.ratio
+    for name in ("stochastic.gd_average", "stochastic.signsgd_average"):  # over hundreds of updates
+        found[name]["long"] = found[name]["any"]
+    return found
+
+
+def test_the_ratio_on_record():
+    record = mean_ratios()
+    assert {n: pytest.approx(r, rel=1e-9) for n, r in ratios().items()} == record
+    assert all(0.15 < r <= 1.0 for entry in record.values() for r in entry.values())
 
 
 def changed(name: str, factor: float) -> str:
@@ -576,3 +606,9 @@ def test_no_single_run_is_judged():
 
     with pytest.raises(ValueError, match=r"no single run violates stochastic\.gd_count"):
         assert_bound_holds("stochastic.gd_count")
+
+
+if __name__ == "__main__":
+    path = Path(ql.__file__).parent / "recorded" / "mean_ratios.json"
+    content = {"schema": "quadlab.mean_ratios/1", "seeds": 400, "bounds": ratios()}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

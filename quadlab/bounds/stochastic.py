@@ -464,7 +464,8 @@ def gd_count(s: Setting) -> float:
 
     Upper bound on an expectation, a priori. At :math:`\eta = \min(1/L, P\epsilon^2/(2V))`, the learning rate
     "optimal", it is at most :math:`\max(4L\Delta/(P\epsilon^2), 8\Delta V/(P\epsilon^2)^2)`. Assumes noise of
-    any law with a variance, no momentum, and :math:`\eta V < P\epsilon^2`.
+    any law with a variance, no momentum, and :math:`\eta V < P\epsilon^2`. Over many updates it is loose, as
+    ``gd.constant_step`` is: where a path is long, its curvature is far below L.
 
     Parameters
     ----------
