@@ -13,7 +13,17 @@ import pytest
 import quadlab as ql
 from quadlab import figures
 from quadlab.bounds.record import best_ratio, figure_of
-from quadlab.figures import _measure, lr_scaling, noise, rotation, soft_sign, style, tightness, worst_cases
+from quadlab.figures import (
+    _measure,
+    edge_of_stability,
+    lr_scaling,
+    noise,
+    rotation,
+    soft_sign,
+    style,
+    tightness,
+    worst_cases,
+)
 from quadlab.figures import heterogeneity_map as hmap
 from quadlab.figures import measured_vs_bound as cloud
 from quadlab.figures import zhang_cases as zhang
@@ -29,6 +39,7 @@ NAMES = (
     "soft_sign",
     "noise",
     "worst_cases",
+    "edge_of_stability",
 )
 
 
@@ -201,6 +212,16 @@ def test_adam_without_memory_is_signsgd_and_softness_pays():
     assert soft[-1, -1] < 0.2 and cos[-1, -1] < 0.9  # a large epsilon makes it GD
     assert np.nanmin(ratio) < 0.5 and soft_sign.rank(data, "soft") > 0.3
     assert ", the fewer updates it needs (rank correlation 0." in soft_sign.title(data)
+
+
+def test_adam_settles_near_the_edge_where_its_memory_is_short():
+    """Empirical: wide intervals."""
+    data = quick_data("edge_of_stability")
+    for curve in data["curves"]:
+        assert curve["median"][0] < 0.5  # it starts below, and rises
+        if curve["beta2"] < 0.999:
+            assert 0.7 < curve["settled"] < 1.4
+    assert "edge of stability" in edge_of_stability.title(data)
 
 
 def test_random_problems_are_of_the_stated_sizes():

@@ -36,6 +36,7 @@ _MODULES = {
         "soft_sign",
         "noise",
         "worst_cases",
+        "edge_of_stability",
     )
 }
 
