@@ -567,7 +567,7 @@ def test_the_same_seeds_give_the_same_verdict_in_any_number_of_threads():
         ({"seeds": [-1, 2]}, r"noise_seed must be an integer >= 0, received -1"),
         ({"z": 0}, r"z must be a positive number, received 0"),
         ({"z": math.nan}, r"z must be a positive number, received nan"),
-        ({"problem": scalar(1.0, 0.0)}, r"does not apply: a mean over gradient noise"),
+        ({"problem": scalar(1.0, 0.0)}, r"does not apply: on a mean over noise, there is none"),
         (
             {"problem": scalar(1.0, 1.0, "student:2")},
             r"does not apply: the noise must have a finite variance",
@@ -598,7 +598,9 @@ def test_no_single_run_is_judged():
     assert count.value > 0 and count.measured == found.runs[0].run.iterations
     with pytest.raises(KeyError):
         found.runs[0]["none"]
+    assert "gd.constant_step, gd.self_consistency" in str(found) and "needs the exact gradient" in str(found)
     exact = ql.compare(p.with_noise(0), ql.GD(0.01), ql.GradientNorm(0.2)).runs[0]
+    assert "stochastic" not in str(exact)
     assert not any(e.applies for e in exact.evaluations if e.bound.expectation)
     with pytest.raises(ValueError, match=r"no single run violates stochastic\.gd_count"):
         ql.falsify("stochastic.gd_count", budget=1)
