@@ -194,10 +194,13 @@ def compare(
     *,
     max_iterations: int = 10**6,
     bounds: Iterable[str | Bound] | None = None,
+    noise_seed: int = 0,
 ) -> Comparison:
     r"""Run methods on a problem and hold every bound against what was measured.
 
-    Each run records the statistics that the bounds for its method need.
+    Each run records the statistics that the bounds for its method need. Under gradient noise the bounds for
+    exact gradients do not apply, and those on means give a number but judge no single run: that is what
+    :func:`quadlab.expectation` is for.
 
     Parameters
     ----------
@@ -212,6 +215,8 @@ def compare(
         Updates after which a run is cut short, >= 0.
     bounds : sequence of str or Bound, optional
         The bounds to look at; all registered ones by default.
+    noise_seed : int >= 0
+        Of the gradient noise, where the problem has noise.
 
     Returns
     -------
@@ -245,7 +250,7 @@ def compare(
     entries = []
     for method, test in zip(runs, stops, strict=True):
         wanted = requirements(problem, method, test, chosen)
-        run = solve(problem, method, test, max_iterations=max_iterations, **wanted)
+        run = solve(problem, method, test, max_iterations=max_iterations, noise_seed=noise_seed, **wanted)
         entries.append(compare_run(run, chosen))
     return Comparison(problem, tuple(entries))
 

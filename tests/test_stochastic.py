@@ -599,6 +599,8 @@ def test_no_single_run_is_judged():
     with pytest.raises(KeyError):
         found.runs[0]["none"]
     assert "gd.constant_step, gd.self_consistency" in str(found) and "needs the exact gradient" in str(found)
+    other = ql.compare(p, ql.GD(0.01), ql.GradientNorm(0.2), noise_seed=1).runs[0].run
+    assert other.noise_seed == 1 and other.point[0] != found.runs[0].run.point[0]
     exact = ql.compare(p.with_noise(0), ql.GD(0.01), ql.GradientNorm(0.2)).runs[0]
     assert "stochastic" not in str(exact)
     assert not any(e.applies for e in exact.evaluations if e.bound.expectation)
