@@ -18,7 +18,7 @@ from quadlab.bounds.record import mean_ratios
 from quadlab.curvature import curvature
 from quadlab.expectation import Expectation, expectation
 from quadlab.noise import draw
-from quadlab.steps import constant, cosine, inverse_sqrt, linear_decay
+from quadlab.steps import constant, cosine, inverse_sqrt, linear_decay, warmup
 
 LAWS = ("gaussian", "uniform", "rademacher", "student:5")
 #: A test that does not hold on the way.
@@ -425,13 +425,21 @@ def test_where_there_is_no_floor(problem, method, told):
 
 @pytest.mark.parametrize("family", ["gd", "signsgd"])
 def test_what_schedules_cost(family):
-    """sqrt(T sum phi^2) / sum phi: sqrt(4/3) for linear decay, sqrt(3/2) for the cosine."""
-    p, t = random_problem(0), 10**5
+    """sqrt(T sum phi^2) / sum phi: sqrt(4/3) for linear decay, sqrt(3/2) for the cosine, sqrt(ln T) / 2 for
+    1 / sqrt(t), sqrt(32/27) for a warm-up over half the way."""
+    p, t = random_problem(0, level=100.0), 10**5  # so noisy that 1/L limits no peak
     floor = p.noise.sum() if family == "signsgd" else 0.0
     flat = stochastic.optimised(p, family, t)[1] - floor
-    for shape, factor in ((linear_decay, 4 / 3), (cosine, 3 / 2)):
-        decayed = stochastic.optimised(p, family, t, shape(1.0, t))[1] - floor
-        assert decayed / flat == pytest.approx(math.sqrt(factor), rel=1e-4)
+    for shape, factor in (
+        (linear_decay(1.0, t), 4 / 3),
+        (cosine(1.0, t), 3 / 2),
+        (inverse_sqrt(1.0), (math.log(t) + np.euler_gamma) / 4),
+        (warmup(t // 2, constant(1.0)), (1 / 6 + 1 / 2) / (1 / 4 + 1 / 2) ** 2),
+    ):
+        decayed = stochastic.optimised(p, family, t, shape)[1] - floor
+        assert decayed / flat == pytest.approx(
+            math.sqrt(factor), rel=0.005 if "inverse" in str(shape) else 1e-4
+        )
 
 
 @pytest.mark.parametrize("family", ["gd", "signsgd"])
@@ -446,11 +454,18 @@ def test_the_optimised_peak_is_the_best_and_its_value_the_bound(family):
         run = ql.solve(p, method, NEVER, max_iterations=t, statistics=[*wanted, "sum_step"])
         return ql.bounds()[name](Setting.of_run(run)) / run.statistics["sum_step"]
 
-    for shape in (linear_decay, cosine):
+    for shape in (
+        linear_decay,
+        cosine,
+        lambda peak, t: constant(peak),
+        lambda peak, t: inverse_sqrt(peak),
+        lambda peak, t: warmup(t // 4, cosine(peak, t)),
+    ):
         peak, value = stochastic.optimised(p, family, t, shape(1.0, t))
         assert bound(peak, shape) == pytest.approx(value, rel=1e-9)
         others = [bound(peak * factor, shape) for factor in (0.5, 0.9, 1.1, 2.0)]
-        limited = family == "gd" and peak == 1.0 / curvature(p).largest
+        longest = peak * shape(1.0, t).values(0, t).max()
+        limited = family == "gd" and longest == pytest.approx(1.0 / curvature(p).largest, rel=1e-12)
         assert min(others[:2] if limited else others) > value
     horizon = stochastic.optimised(p, "signsgd", t)[0]  # theory.md, section 7
     size, m = p.size, curvature(p).m_star_upper
