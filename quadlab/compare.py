@@ -223,10 +223,13 @@ def compare(
     max_iterations: int = 10**6,
     bounds: Iterable[str | Bound] | None = None,
     record: int | str | Sequence[int] | None = None,
+    noise_seed: int = 0,
 ) -> Comparison:
     r"""Run methods on a problem and hold every bound against what was measured.
 
-    Each run records the statistics that the bounds for its method need.
+    Each run records the statistics that the bounds for its method need. Under gradient noise the bounds for
+    exact gradients do not apply, and those on means give a number but judge no single run: that is what
+    :func:`quadlab.expectation` is for.
 
     Parameters
     ----------
@@ -243,6 +246,8 @@ def compare(
         The bounds to look at; all registered ones by default.
     record : int, "log", sequence of int, or None
         Where the runs' traces are recorded, as in `solve`; :func:`quadlab.plot` draws them.
+    noise_seed : int >= 0
+        Of the gradient noise, where the problem has noise.
 
     Returns
     -------
@@ -276,7 +281,9 @@ def compare(
     entries = []
     for method, test in zip(runs, stops, strict=True):
         wanted = requirements(problem, method, test, chosen)
-        run = solve(problem, method, test, max_iterations=max_iterations, record=record, **wanted)
+        run = solve(
+            problem, method, test, max_iterations=max_iterations, record=record, noise_seed=noise_seed, **wanted
+        )
         entries.append(compare_run(run, chosen))
     return Comparison(problem, tuple(entries))
 

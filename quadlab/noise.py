@@ -72,7 +72,7 @@ def draw(law: str, rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArr
     if law == "uniform":
         return (rng.random(shape) - 0.5) * math.sqrt(12.0)
     if law == "rademacher":  # int64: streams of small integers depend on how they are cut
-        return 2.0 * rng.integers(0, 2, shape, dtype=np.int64) - 1.0
+        return np.where(rng.integers(0, 2, shape, dtype=np.int64) == 1, 1.0, -1.0)
     df = degrees_of_freedom(law)
     return rng.standard_t(df, shape) * (math.sqrt((df - 2.0) / df) if df > 2.0 else 1.0)
 

@@ -301,6 +301,7 @@ def best_learning_rate(
     learning_rates: Sequence[float] | FloatArray | None = None,
     max_iterations: int = 10**5,
     threads: int = 1,
+    noise_seed: int = 0,
 ) -> BestLearningRate:
     r"""Return the constant learning rate with the fewest iterations over a log grid.
 
@@ -317,6 +318,8 @@ def best_learning_rate(
     max_iterations : int >= 0
         The cap of each run.
     threads : int >= 1
+    noise_seed : int >= 0
+        Of the gradient noise, the same for all rates: the best for this one noise, not on average.
 
     Returns
     -------
@@ -357,6 +360,7 @@ def best_learning_rate(
         stop,
         max_iterations=max_iterations,
         threads=threads,
+        noise_seed=noise_seed,
     )
     counts = [run.iterations if run.converged else math.inf for run in runs]
     best = int(np.argmin(counts))
@@ -967,7 +971,7 @@ def _in_closed_form(job: _Job) -> Run:
 
 def _broadcast(**columns: Any) -> Iterator[tuple[Any, ...]]:
     """Zip lists of equal length, single values repeated."""
-    lists = {name: list(v) for name, v in columns.items() if isinstance(v, (list, tuple, np.ndarray))}
+    lists = {name: list(v) for name, v in columns.items() if isinstance(v, (list, tuple, range, np.ndarray))}
     lengths = {name: len(v) for name, v in lists.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())

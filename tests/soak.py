@@ -619,7 +619,9 @@ def main(argv: list[str] | None = None) -> int:
         print(line)
     least = options.checks // 1000
     seldom = (
-        [b.name for b in bounds().of_runs if tally.lines[b.name].checked < least] if options.batch is None else []
+        [name for name in bounds().of_runs.names if tally.lines[name].checked < least]
+        if options.batch is None
+        else []
     )
     if seldom:
         print(f"checked fewer than {least:,} times: {', '.join(seldom)}")

@@ -13,7 +13,17 @@ import pytest
 import quadlab as ql
 from quadlab import figures
 from quadlab.bounds.record import best_ratio, figure_of
-from quadlab.figures import _measure, rotation, soft_sign, style, tightness, worst_cases
+from quadlab.figures import (
+    _measure,
+    edge_of_stability,
+    lr_scaling,
+    noise,
+    rotation,
+    soft_sign,
+    style,
+    tightness,
+    worst_cases,
+)
 from quadlab.figures import heterogeneity_map as hmap
 from quadlab.figures import measured_vs_bound as cloud
 from quadlab.figures import zhang_cases as zhang
@@ -25,8 +35,11 @@ NAMES = (
     "zhang_cases",
     "tightness",
     "rotation",
+    "lr_scaling",
     "soft_sign",
+    "noise",
     "worst_cases",
+    "edge_of_stability",
 )
 
 
@@ -201,6 +214,16 @@ def test_adam_without_memory_is_signsgd_and_softness_pays():
     assert ", the fewer updates it needs (rank correlation 0." in soft_sign.title(data)
 
 
+def test_adam_settles_near_the_edge_where_its_memory_is_short():
+    """Empirical: wide intervals."""
+    data = quick_data("edge_of_stability")
+    for curve in data["curves"]:
+        assert curve["median"][0] < 0.5  # it starts below, and rises
+        if curve["beta2"] < 0.999:
+            assert 0.7 < curve["settled"] < 1.4
+    assert "edge of stability" in edge_of_stability.title(data)
+
+
 def test_random_problems_are_of_the_stated_sizes():
     sizes = []
     for seed in range(200):
@@ -346,3 +369,44 @@ def test_data_do_not_depend_on_threads(monkeypatch):
 def test_numbers_for_json():
     assert _measure.numbers([1.23456789, math.nan, math.inf, None, 3]) == [1.2346, None, None, None, 3]
     assert type(_measure.number(np.int64(3))) is int
+
+
+# -- lr_scaling and noise ------------------------------------------------------------------------------------
+
+
+def test_exponents_of_the_learning_rate_are_those_predicted():
+    """Three starts, fewer values: the exponents are rough; the predicted ones are the theory's."""
+    data = quick_data("lr_scaling")
+    expected = {"P": 0.0, "eps": 1.0, "top": -1.0, "noise": -1.0}
+    for panel, fit in data["fits"].items():
+        assert fit["predicted"] == pytest.approx(expected[panel], abs=0.01 if panel != "noise" else 0.2)
+        assert abs(fit["measured"] - fit["predicted"]) < 0.3, panel
+    assert data["constants"][0] > 0.5 and data["constants"][-1] < 8.0
+    exact = copy.deepcopy(data)
+    for points in exact["panels"].values():
+        for point in points:
+            point["median"] = 3.0 * point["predicted"]
+    assert lr_scaling.fit(exact["panels"]["eps"]) == {"measured": 1.0, "predicted": 1.0}
+
+
+def test_a_point_of_the_learning_rates_is_its_best():
+    p = lr_scaling.problem({**lr_scaling.BASE, "P": 8, "eps": 0.1}, 0)
+    stop = ql.GradientNorm(0.1, ord=1)
+    best = lr_scaling.best_rate(p, stop, 0.1, 1)
+    grid = np.geomspace(0.025, 1.6, 23)
+    found = ql.best_learning_rate(p, ql.SignSGD(1.0), stop, learning_rates=grid)
+    assert best == pytest.approx(found.learning_rate, rel=1e-12)
+
+
+def test_the_noise_figure_tells_what_holds():
+    data = quick_data("noise")
+    for point in data["averages"]:
+        assert point["low"] <= point["mean"] <= point["high"] <= point["bound"] and point["holds"] is True
+        assert point["bound"] >= data["sigma"]
+    exact = [point for point in data["floors"] if point["family"] == "gd"]
+    assert all(p["low"] <= p["exact"] <= p["high"] for p in exact)
+    assert "holds for every law" in noise.title(data)
+    assert noise.slope(data, "gaussian") > 0.8 > 0.4 > noise.slope(data, "rademacher")
+    broken = copy.deepcopy(data)
+    broken["averages"][0]["holds"] = False
+    assert "DOES NOT HOLD" in noise.title(broken)

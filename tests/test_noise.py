@@ -147,6 +147,21 @@ def test_a_stream_is_a_function_of_problem_seed_and_iteration():
     assert [block_rows(n) for n in (1, 64, 100, 5000, 10**6)] == [128, 128, 81, 1, 1]
 
 
+def test_the_stream_stays_what_it_is():
+    """Recorded: the key, the counter and the order of the draws are a promise."""
+    p = BlockQuadratic.from_spectra([[1.0, 2.0], [4.0]], start=[1.0, 1.0, 1.0])
+    signs = p.with_noise(1.0, "rademacher").noise_stream(3)
+    assert signs.rows(126, 130).tolist() == [
+        [-1.0, 1.0, 1.0],
+        [-1.0, -1.0, 1.0],
+        [1.0, -1.0, 1.0],
+        [-1.0, 1.0, -1.0],
+    ]
+    assert p.with_noise(1.0).noise_stream(0).rows(0, 1)[0] == pytest.approx(
+        [-0.2936947959200121, -0.0911221048910311, 0.9676031891660496], rel=1e-12
+    )
+
+
 # -- runs --------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +210,7 @@ def test_alone_and_in_batches_of_any_width_order_and_threads(name, law):
 
 def test_more_runs_than_lanes():
     p, method, stop = noisy(scale=200.0), SignSGD(0.02), GradientNorm(0.2, relative=True)
-    batch = solve_many(p, method, stop, max_iterations=400, noise_seed=list(range(400)))
+    batch = solve_many(p, method, stop, max_iterations=400, noise_seed=range(400))
     for seed in range(0, 400, 7):
         one = solve(p, method, stop, max_iterations=400, noise_seed=seed)
         assert same_bits(one.point, batch[seed].point) and one.iterations == batch[seed].iterations

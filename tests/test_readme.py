@@ -24,6 +24,7 @@ def test_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
             exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
     assert "signsgd.parameter_weighted" in printed
+    assert "stochastic.signsgd_gaussian (upper on an expectation): holds" in printed
     assert "Lion(0.001" in printed
     assert "\nTrue\n" in printed
 

@@ -194,6 +194,22 @@ def test_every_way_in(method, problem, tmp_path, capsys):
     assert next(iter(table.rows()))["iterations"] == told["iterations"]
 
 
+def test_the_norm_is_an_axis_of_a_sweep():
+    axes = {"case": ["het-axis"], "method": ["steepest"], "norm": list(NORMS)}
+    fixed = {"learning_rate": "lemma", "eps": 1e-2, "relative": True}
+    rows = list(ql.sweep({"product": axes, "fixed": fixed}).rows())
+    assert [row["norm"] for row in rows] == list(NORMS)
+    assert all(row["status"] == "converged" for row in rows)
+
+
+def test_under_noise_they_see_what_adam_and_gd_see():
+    p = ql.BlockQuadratic.from_spectra([[1.0], [3.0], [7.0]], seed=1, noise=0.3)
+    stop = ql.GradientNorm(1e-12)
+    for one, other in ((ql.AdamMini(0.01), ql.Adam(0.01)), (ql.SteepestDescent(0.01), ql.GD(0.01))):
+        points = [ql.solve(p, method, stop, max_iterations=200).point for method in (one, other)]
+        np.testing.assert_allclose(*points, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -155,7 +155,9 @@ def test_methods_cover():
         )
 
     collect()
-    assert {family for family, _ in found} == {"gd", "signsgd", "normalized_gd", "adam"}
+    assert {family for family, _ in found} == {
+        "gd", "signsgd", "normalized_gd", "adam", "steepest", "adam_mini",
+    }  # fmt: skip
     assert {rule for _, rule in found} == {"constant", "lemma", "m_star", "line_search"}
     assert {rule for family, rule in found if family != "signsgd"} == {"constant", "lemma", "line_search"}
 

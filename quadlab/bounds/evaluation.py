@@ -47,7 +47,8 @@ def requirements(
     entries = tuple(
         entry
         for entry in entries
-        if (entry.families is None or any(family in entry.families for family in families))
+        if entry.expectation is problem.is_noisy
+        and (entry.families is None or any(family in entry.families for family in families))
         and (entry.rules is None or rule in entry.rules)
         and (entry.statistics or entry.tail_start)
     )
@@ -91,6 +92,11 @@ def evaluate(run: Run, chosen: Iterable[str | Bound] | None = None) -> tuple[Eva
     for entry in select(chosen):
         if entry.families is not None and not any(family in entry.families for family in families):
             result.append(entry.foreign)
+        elif entry.expectation is not base.problem.is_noisy:
+            reason = (
+                "on a mean over noise, there is none" if entry.expectation else "needs the exact gradient"
+            )
+            result.append(_not_applying(entry, (reason,))._replace(foreign=entry.expectation))
         elif entry.rules is not None and rule not in entry.rules:
             result.append(_not_applying(entry, (_wrong_rule(entry, base),)))
         else:
@@ -232,8 +238,6 @@ def _not_applying(entry: Bound, reasons: tuple[str, ...]) -> Evaluation:
 def _failures(entry: Bound, setting: Setting) -> list[str]:
     """Return the messages of all assumptions that fail; one that needs a missing statistic passes."""
     failures = []
-    if entry.expectation is not setting.problem.is_noisy:
-        return ["a mean over gradient noise" if entry.expectation else "needs the exact gradient, not noise"]
     for item in entry.assumes:
         try:
             if not item.test(setting):

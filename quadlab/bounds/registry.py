@@ -132,7 +132,7 @@ class Evaluation(NamedTuple):
     ratio : float or None
         measured / value.
     foreign : bool
-        Whether it is a bound for other methods than the run's.
+        Whether it is a bound for other methods than the run's, or on a mean over noise where there is none.
     """
 
     bound: Bound

@@ -34,6 +34,7 @@ e^T H e).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,14 @@ import numpy as np
 from quadlab._arrays import FloatArray, shown
 from quadlab.bounds.gd import short_step
 from quadlab.bounds.registry import bound
-from quadlab.bounds.setting import Assumption, MissingStatisticError, Setting, assume, no_momentum
+from quadlab.bounds.setting import (
+    Assumption,
+    MissingStatisticError,
+    Setting,
+    assume,
+    is_diagonal,
+    no_momentum,
+)
 from quadlab.curvature import curvature
 from quadlab.noise import degrees_of_freedom
 from quadlab.problem import BlockQuadratic, DenseBlock, HouseholderBlock
@@ -217,8 +225,10 @@ def stationary_gap(problem: BlockQuadratic, method: Any) -> float:
       uniform on [-B, B]. It does not depend on H, which must be positive definite. Near the minimiser
       :math:`E s = Dg`, :math:`D = \mathrm{diag}(2p(0)/\sigma_i)`, so that the covariance C of x obeys
       :math:`DHC + CHD = \eta I`; multiplied by :math:`D^{-1}` its trace is
-      :math:`2\,\mathrm{tr}(HC) = \eta\,\mathrm{tr} D^{-1}`. Two-point noise has p(0) = 0, no such law, and a
-      floor that no step lowers.
+      :math:`2\,\mathrm{tr}(HC) = \eta\,\mathrm{tr} D^{-1}`.
+    - SignSGD under two-point noise, where p(0) = 0: a floor that no step lowers. On a diagonal H, as
+      :math:`\eta \to 0`, it is :math:`\sum_i \sigma_i^2/(6 H_{ii})`: x walks freely where
+      :math:`|g_i| < \sigma_i`, and :math:`E x_i^2 = (\sigma_i/H_{ii})^2/3`.
 
     Parameters
     ----------
@@ -245,7 +255,7 @@ def stationary_gap(problem: BlockQuadratic, method: Any) -> float:
     (0.5, 0.031333)
     """
     eta = method.learning_rate
-    if not isinstance(eta, (int, float)) or getattr(method, "momentum", 0.0):
+    if not isinstance(eta, (int, float)) or getattr(method, "momentum", False):
         raise ValueError(
             f"a stationary gap needs a constant learning rate and no momentum, received {method}"
         )
@@ -260,11 +270,15 @@ def stationary_gap(problem: BlockQuadratic, method: Any) -> float:
         )
     if method.family == "signsgd":
         density = density_at_zero(problem.noise_law)
-        if not density or not problem.noise.all() or not all(b.full_rank for b in problem.blocks):
+        definite = problem.noise.all() and all(block.full_rank for block in problem.blocks)
+        if not definite or not (density or is_diagonal(problem)):
             raise ValueError(
-                "the stationary gap of SignSGD needs a positive definite H and noise with a density on every "
-                f"coordinate, received {problem.noise_law} noise from {problem.noise.min():g} up"
+                "the stationary gap of SignSGD needs noise on every coordinate and a positive definite H, "
+                f"diagonal for two-point noise, received {problem.noise_law} noise from "
+                f"{problem.noise.min():g} up"
             )
+        if not density:
+            return float(np.sum(np.square(problem.noise) / (6.0 * problem.hessian_diagonal())))
         return eta * float(problem.noise.sum()) / (8.0 * density)
     raise ValueError(f"the stationary gap is known for GD and SignSGD, received {method}")
 
@@ -409,13 +423,20 @@ def _run(s: Setting) -> Any:
     return s.run
 
 
+@lru_cache(maxsize=8)  # the same for all seeds
+def _rates(schedule: Schedule, count: int) -> FloatArray:
+    return schedule.values(0, count)
+
+
+@lru_cache(maxsize=8)
+def _mean_gap(problem: BlockQuadratic, learning_rate: float | Schedule, count: int) -> float:
+    return 0.5 * float(problem.eigenvalues @ second_moments(problem, learning_rate, count))
+
+
 def _schedule(s: Setting) -> FloatArray:
     """Return the learning rates of the updates that a run with a schedule made."""
     run = _run(s)
-    key = ("schedule", run.step.schedule, run.iterations)
-    if key not in s.problem.cache:
-        s.problem.cache[key] = run.step.schedule.values(0, run.iterations)  # type: ignore[index]
-    return s.problem.cache[key]  # type: ignore[index]
+    return _rates(run.step.schedule, run.iterations)
 
 
 def _sum_squares(s: Setting) -> float:
@@ -443,7 +464,8 @@ def gd_count(s: Setting) -> float:
 
     Upper bound on an expectation, a priori. At :math:`\eta = \min(1/L, P\epsilon^2/(2V))`, the learning rate
     "optimal", it is at most :math:`\max(4L\Delta/(P\epsilon^2), 8\Delta V/(P\epsilon^2)^2)`. Assumes noise of
-    any law with a variance, no momentum, and :math:`\eta V < P\epsilon^2`.
+    any law with a variance, no momentum, and :math:`\eta V < P\epsilon^2`. Over many updates it is loose, as
+    ``gd.constant_step`` is: where a path is long, its curvature is far below L.
 
     Parameters
     ----------
@@ -554,12 +576,7 @@ def gd_gap(s: Setting) -> float:
     0.25
     """
     run = _run(s)
-    key = ("gd_gap", run.step, run.iterations)
-    if key not in s.problem.cache:
-        rate = s.step if s.rule == "constant" else run.step.schedule
-        moments = second_moments(s.problem, rate, run.iterations)  # type: ignore[arg-type]
-        s.problem.cache[key] = 0.5 * float(s.problem.eigenvalues @ moments)  # type: ignore[index]
-    return s.problem.cache[key]  # type: ignore[index]
+    return _mean_gap(s.problem, s.step if s.rule == "constant" else run.step.schedule, run.iterations)
 
 
 @bound(

@@ -32,8 +32,11 @@ _MODULES = {
         "zhang_cases",
         "tightness",
         "rotation",
+        "lr_scaling",
         "soft_sign",
+        "noise",
         "worst_cases",
+        "edge_of_stability",
     )
 }
 

@@ -102,14 +102,15 @@ def bound_looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def bound_label(names: Sequence[str]) -> str:
-    """Return bounds that coincide as one label; the prefix of the method goes without saying.
+    """Return bounds that coincide as one label; the prefix of a panel's method goes without saying.
 
     Examples
     --------
     >>> bound_label(["lemma.direction_l2", "gd.gradient_weighted"])
     'gradient_weighted = lemma.direction_l2'
     """
-    short = [name if name.startswith("lemma.") else name.partition(".")[2] for name in names]
+    told = ("lemma.", "adam_mini.")  # not the first method of any panel
+    short = [name if name.startswith(told) else name.partition(".")[2] for name in names]
     return " = ".join(reversed(short))
 
 

@@ -61,7 +61,7 @@ def _averaged(maker: Any, before: bool) -> Callable[[BlockQuadratic, float], Met
     """Return Adam or Adam-mini with momentum and a step for which there is a bound, also before the run."""
 
     def make(p: BlockQuadratic, eps: float) -> Method:
-        method, growth = maker(1.0, beta1=0.5, beta2=0.9), 1.2
+        method, growth = maker(1.0, beta1=0.5, beta2=0.5), 1.2
         if before:
             gradient = float(np.abs(p.gradient(p.start)).sum())
             growth = math.sqrt(2.0 * p.size * curvature(p).parameter_weighted * p.value(p.start)) / gradient

@@ -92,7 +92,7 @@ def methods(
     Parameters
     ----------
     family : str or sequence of str, optional
-        Among "gd", "signsgd", "normalized_gd", "adam"; all by default.
+        Among "gd", "signsgd", "normalized_gd", "adam", "steepest", "adam_mini"; all by default.
     rules : str or sequence of str, optional
         Among "constant", "lemma", "m_star", "line_search"; all that go with the method by default.
 
