@@ -26,7 +26,7 @@ SCHEMA = "quadlab.figure/1"
 # name -> module, imported when drawn
 _MODULES = {
     name: f"{__name__}.{name}"
-    for name in ("heterogeneity_map", "measured_vs_bound", "zhang_cases", "tightness", "rotation")
+    for name in ("heterogeneity_map", "measured_vs_bound", "zhang_cases", "tightness", "rotation", "scaling")
 }
 
 
@@ -36,7 +36,7 @@ def names() -> tuple[str, ...]:
     Examples
     --------
     >>> names()
-    ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases', 'tightness', 'rotation')
+    ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases', 'tightness', 'rotation', 'scaling')
     """
     return tuple(_MODULES)
 
