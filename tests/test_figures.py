@@ -12,7 +12,7 @@ import pytest
 
 import quadlab as ql
 from quadlab import figures
-from quadlab.figures import _measure, rotation, style, tightness
+from quadlab.figures import _measure, rotation, scaling, style, tightness
 from quadlab.figures import heterogeneity_map as hmap
 from quadlab.figures import measured_vs_bound as cloud
 from quadlab.figures import zhang_cases as zhang
@@ -306,3 +306,12 @@ def test_data_do_not_depend_on_threads(monkeypatch):
 def test_numbers_for_json():
     assert _measure.numbers([1.23456789, math.nan, math.inf, None, 3]) == [1.2346, None, None, None, 3]
     assert type(_measure.number(np.int64(3))) is int
+
+
+def test_scaling_finds_the_slope_and_the_share_of_the_bandwidth():
+    """A cost of 2 P ns is a slope of 1, and 28 GB/s for 56 bytes."""
+    points = [[10**k, 2.0 * 10**k] for k in range(4, 8)]
+    data = {"points": {"diagonal": points}, "triad": 35.0}
+    assert scaling.slope(points) == pytest.approx(1.0)
+    assert scaling.share(data) == pytest.approx(0.8)
+    assert "From P = 10⁴ to 10⁷" in scaling.title(data) and "P¹·⁰, to 80%" in scaling.title(data)
