@@ -11,8 +11,10 @@ FIGURES ?=
 FIGURE_FLAGS ?=
 SOAK_FLAGS ?=
 BENCH_FLAGS ?=
+BRIDGE_FLAGS ?= --workers 2
+NOTEBOOKS ?=
 
-.PHONY: setup setup-test setup-bench figures test lint golden soak bench clean
+.PHONY: setup setup-test setup-bench figures notebooks test lint golden soak bench bridge clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -31,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # torch first: the other test tools are small, and nothing but the tests needs it.
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) torch==2.13.0
-	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray,notebooks]"
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-test
@@ -50,6 +52,10 @@ test: lint
 	$(BIN)/quadlab warmup
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+# Runs the notebooks and writes their outputs; make notebooks NOTEBOOKS=01_first_comparison for one.
+notebooks: setup-test
+	$(BIN)/python tests/render_notebooks.py $(NOTEBOOKS)
+
 # The long random search for a violated bound; the quick suite runs a small part of it.
 soak: setup-test
 	$(BIN)/python tests/soak.py $(SOAK_FLAGS)
@@ -59,6 +65,11 @@ soak: setup-test
 bench: setup-bench
 	$(BIN)/quadlab warmup
 	$(BIN)/python tests/bench.py $(BENCH_FLAGS)
+
+# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: up to
+# an hour on two idle cores. What build/bridge/ holds is not made again; `make clean` forgets it.
+bridge: setup-test
+	$(BIN)/python -m quadlab.bridge.study $(BRIDGE_FLAGS)
 
 # Rewrites the golden predictions; an update states its reason: make golden REASON="..."
 golden: setup-test

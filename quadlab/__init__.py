@@ -12,10 +12,7 @@ always the function; ``from quadlab.solve import ...`` reaches the module.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from quadlab._lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -53,34 +50,18 @@ _MODULES = {
     "run": ("Run", "Status", "Trace"),
     "solve": ("solve", "solve_many", "best_learning_rate"),
     "bounds": ("bound", "bounds"),
+    "expectation": ("expectation",),
     "compare": ("compare",),
+    "stability": ("stability",),
     "sweep": ("sweep",),
     "falsify": ("falsify",),
+    "figures.plot": ("plot",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
 __all__ = [*_MODULE_OF, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module at first use (PEP 562)."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _MODULE_OF)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """The import system binds a submodule to its package; a public function of that name stays."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

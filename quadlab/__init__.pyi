@@ -9,7 +9,9 @@ from quadlab.cases import cases as cases
 from quadlab.compare import compare as compare
 from quadlab.curvature import Curvature as Curvature
 from quadlab.curvature import curvature as curvature
+from quadlab.expectation import expectation as expectation
 from quadlab.falsify import falsify as falsify
+from quadlab.figures.plot import plot as plot
 from quadlab.heterogeneity import gradient_heterogeneity as gradient_heterogeneity
 from quadlab.heterogeneity import gradient_weighted as gradient_weighted
 from quadlab.heterogeneity import hessian_heterogeneity as hessian_heterogeneity
@@ -43,6 +45,7 @@ from quadlab.spectra import MarchenkoPastur as MarchenkoPastur
 from quadlab.spectra import PowerLaw as PowerLaw
 from quadlab.spectra import Spectrum as Spectrum
 from quadlab.spectra import TwoPoint as TwoPoint
+from quadlab.stability import stability as stability
 from quadlab.steps import Schedule as Schedule
 from quadlab.stopping import Gap as Gap
 from quadlab.stopping import GradientNorm as GradientNorm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,9 +15,11 @@ def progress_bar(wanted: bool | None = None, **options: Any) -> Any:
     """
     if wanted is False:
         return _NoBar(options.get("iterable", ()))
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # a notebook without widgets: a bar of text
+        from tqdm.auto import tqdm
 
-    if wanted is None and any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__):
+    if wanted is None and type(sys.stderr).__module__.startswith("ipykernel."):
         wanted = True
     return tqdm(delay=2.0, disable=None if wanted is None else not wanted, **options)
 

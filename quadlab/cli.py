@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("cases", _cases, "List the named problems.")
-    command("bounds", _bounds, "List the registered bounds.")
+    sub = command("bounds", _bounds, "List the registered bounds.")
+    sub.add_argument("--markdown", action="store_true", help="the README's table, with code, test and figure")
     command("warmup", _warmup, "Compile the kernels into the cache.")
     sub = command("compare", _compare, "Run methods on a problem and hold every bound against the counts.")
     sub.add_argument("problem", metavar="CASE|FILE", help="a named problem, or a file saved by problem.save")
@@ -78,7 +79,41 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="count the runs and estimate the time")
     sub.add_argument("--retry-failed", action="store_true", help="run again what is stored as failed")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write the table")
+    _add_bridge(commands)
     return top
+
+
+def _add_bridge(commands: Any) -> None:
+    """Add the commands on real models."""
+    help = "Measure the blocks of real models, and replay them as a quadratic."
+    bridge = commands.add_parser("bridge", help=help, description=help)
+    actions = bridge.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    action("models", _bridge_models, "List the small models that come with data.")
+    sub = action("measure", _bridge_measure, "Measure gradient, noise and curvature of a model's blocks.")
+    sub.add_argument("model", metavar="MODEL", help="a model; quadlab bridge models lists them")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="file for the statistics")
+    for name in ("depth", "width", "examples"):
+        sub.add_argument(f"--{name}", type=int, metavar="N", help="default: the model's own")
+    sub.add_argument("--seed", type=int, default=0, help="of start, data and random vectors; default 0")
+    sub.add_argument("--batches", type=int, default=4, help="batches, over which noise is taken; default 4")
+    sub.add_argument("--probes", type=int, default=4, help="random vectors for each density; default 4")
+    sub.add_argument("--steps", type=int, default=30, help="Lanczos steps for each of them; default 30")
+    sub.add_argument("--device", help="such as cuda; default cpu")
+    sub = action("replay", _bridge_replay, "Say what measured blocks predict, and make a problem of them.")
+    sub.add_argument("statistics", type=Path, metavar="FILE", help="written by quadlab bridge measure")
+    sub.add_argument("--out", type=Path, metavar="PROBLEM", help="file for the problem; see quadlab compare")
+    sub.add_argument("--max-block-size", type=int, default=64, metavar="N", help="default 64")
+    sub.add_argument("--negative", default="absolute", help="negative curvature: absolute (default) or zero")
+    sub.add_argument("--noise", action="store_true", help="keep the measured noise in the problem written")
+    sub.add_argument("--seed", type=int, default=0, help="of eigenbases and start; default 0")
+    sub.add_argument("--max-iterations", type=int, default=10**5, help="cap of a run; default 100000")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +155,11 @@ def _bounds(options: argparse.Namespace) -> int:
     from quadlab.bounds import bounds
 
     table = bounds()
-    if options.json:
+    if options.markdown:
+        from quadlab.bounds.record import markdown
+
+        print(markdown())
+    elif options.json:
         _print_json([entry.to_dict() for entry in table])
     else:
         print(table)
@@ -269,6 +308,95 @@ def _sweep(options: argparse.Namespace) -> int:
     else:
         print(f"{table!r} in {store}")
     return 1 if "failed" in table.statuses else 0
+
+
+def _models() -> Any:
+    """Return the module of the models, which needs torch."""
+    try:
+        from quadlab.bridge import models
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'quadlab[torch]'") from None
+    return models
+
+
+def _bridge_models(options: argparse.Namespace) -> int:
+    models = _models()
+    rows = []
+    for name, description in models.WORKLOADS.items():
+        made = models.workload(name)
+        blocks = sum(1 for _ in made.model.parameters())
+        rows.append(
+            {
+                "name": name,
+                **made.options,
+                "parameters": made.size,
+                "blocks": blocks,
+                "description": description,
+            }
+        )
+        del rows[-1]["seed"]
+    if options.json:
+        _print_json(rows)
+    else:
+        print(_summary_table([{key: str(value) for key, value in row.items()} for row in rows]))
+    return 0
+
+
+def _bridge_measure(options: argparse.Namespace) -> int:
+    made = _models().workload(
+        options.model,
+        depth=options.depth,
+        width=options.width,
+        examples=options.examples,
+        seed=options.seed,
+    )
+    from quadlab.bridge.measure import measure
+
+    found = measure(
+        made.model,
+        made.loss,
+        made.batches(options.batches),
+        probes=options.probes,
+        steps=options.steps,
+        seed=options.seed,
+        device=options.device,
+        meta={"name": made.name, **made.options},
+    )
+    found.save(options.out)
+    if options.json:
+        _print_json(
+            {
+                "file": str(options.out),
+                "parameters": found.size,
+                "blocks": found.n_blocks,
+                "lambda_g": found.gradient_weighted,
+                "lambda_p": found.parameter_weighted,
+                "leakage": found.leakage if options.probes else None,
+                "loss": found.loss,
+            }
+        )
+    else:
+        print(f"{found!r} in {options.out}")
+    return 0
+
+
+def _bridge_replay(options: argparse.Namespace) -> int:
+    from quadlab.bridge.replay import predict, replay
+    from quadlab.bridge.statistics import BlockStatistics
+
+    measured = BlockStatistics.load(options.statistics)
+    how = {key: getattr(options, key) for key in ("max_block_size", "negative", "seed")}
+    found = predict(measured, max_iterations=options.max_iterations, **how)
+    if options.out:
+        replay(measured, noise=options.noise, **how).save(options.out)
+    if options.json:
+        problem = str(options.out) if options.out else None
+        _print_json({"statistics": str(options.statistics), "problem": problem, **found.to_dict()})
+    else:
+        print(found)
+        if options.out:
+            print(f"\n{found.problem!r} in {options.out}")
+    return 1 if found.comparison.violated else 0
 
 
 def _figures(options: argparse.Namespace) -> int:

@@ -50,6 +50,7 @@ class RunComparison:
             e
             for e in self.evaluations
             if e.bound.kind == "upper"
+            and not e.bound.expectation
             and e.bound.quantity == ITERATIONS
             and finite(e.value) is not None
             and (self.run.converged or not e.bound.needs)
@@ -90,6 +91,9 @@ class RunComparison:
             "ratio": finite(self.ratio),
             "bounds": [e.to_dict() for e in self.evaluations],
         }
+
+    def __repr__(self) -> str:
+        return f"<RunComparison: {self.run.method}: {self._summary()}>"
 
     def __str__(self) -> str:
         head = f"{self.run.method}: {self._summary()}"
@@ -172,18 +176,43 @@ class Comparison:
             "runs": [entry.to_dict() for entry in self.runs],
         }
 
+    def __repr__(self) -> str:
+        methods = ", ".join(str(entry.run.method) for entry in self.runs)
+        return f"<Comparison: {methods} on {self.problem.name or 'a problem'}, {len(self.violated)} violated>"
+
     def __str__(self) -> str:
-        stops = list(dict.fromkeys(str(entry.run.stop) for entry in self.runs))
-        seed = "" if self.seed is None else f", seed {self.seed}"
-        size = f"P = {self.problem.size:,}, B = {self.problem.n_blocks:,}"
-        lines = [f"{self.problem.name or 'problem'}: {size}{seed}; stop: {' / '.join(stops)}"]
-        lines += [str(entry) for entry in self.runs]
+        lines = [self._head(), *map(str, self.runs)]
         if self.violated:
             lines.append(f"VIOLATED: {', '.join(e.name for e in self.violated)}")
         return "\n\n".join(lines)
 
+    def _head(self) -> str:
+        stops = list(dict.fromkeys(str(entry.run.stop) for entry in self.runs))
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        size = f"P = {self.problem.size:,}, B = {self.problem.n_blocks:,}"
+        return f"{self.problem.name or 'problem'}: {size}{seed}; stop: {' / '.join(stops)}"
+
     def _repr_html_(self) -> str:
-        return "".join(entry._repr_html_() for entry in self.runs)
+        """Return a line a method, and below one a method that opens to what every bound says."""
+        head = ("method", "status", "iterations", "smallest upper bound", "", "measured / bound", "violated")
+        rows = [
+            (
+                str(entry.run.method),
+                entry.run.status.value,
+                f"{entry.run.iterations:,}",
+                _number(entry.best.value if entry.best is not None else None),
+                entry.best_bound or "",
+                _number(entry.ratio),
+                ", ".join(e.name for e in entry.violated) or "none",
+            )
+            for entry in self.runs
+        ]
+        details = "".join(
+            f"<details><summary>{escape(str(entry.run.method))}: all bounds</summary>"
+            f"{entry._repr_html_()}</details>"
+            for entry in self.runs
+        )
+        return f"<p>{escape(self._head())}</p>{html_table(head, rows)}{details}"
 
 
 def compare(
@@ -193,6 +222,7 @@ def compare(
     *,
     max_iterations: int = 10**6,
     bounds: Iterable[str | Bound] | None = None,
+    record: int | str | Sequence[int] | None = None,
 ) -> Comparison:
     r"""Run methods on a problem and hold every bound against what was measured.
 
@@ -211,6 +241,8 @@ def compare(
         Updates after which a run is cut short, >= 0.
     bounds : sequence of str or Bound, optional
         The bounds to look at; all registered ones by default.
+    record : int, "log", sequence of int, or None
+        Where the runs' traces are recorded, as in `solve`; :func:`quadlab.plot` draws them.
 
     Returns
     -------
@@ -244,7 +276,7 @@ def compare(
     entries = []
     for method, test in zip(runs, stops, strict=True):
         wanted = requirements(problem, method, test, chosen)
-        run = solve(problem, method, test, max_iterations=max_iterations, **wanted)
+        run = solve(problem, method, test, max_iterations=max_iterations, record=record, **wanted)
         entries.append(compare_run(run, chosen))
     return Comparison(problem, tuple(entries))
 
@@ -315,11 +347,11 @@ def _row(e: Evaluation) -> tuple[str, ...]:
     quantity = "" if e.bound.quantity == ITERATIONS else f" of {e.bound.quantity}"
     return (
         e.name,
-        e.bound.kind + quantity,
+        e.bound.statement + quantity,
         _number(e.value),
         _number(e.measured),
         _number(e.ratio),
-        _VERDICTS[e.holds],
+        "on average" if e.bound.expectation else _VERDICTS[e.holds],
     )
 
 

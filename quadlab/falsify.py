@@ -48,8 +48,20 @@ from quadlab.bounds.evaluation import evaluate, requirements
 from quadlab.bounds.registry import ITERATIONS, Bound, Evaluation, finite, select
 from quadlab.bounds.setting import TARGETS, start_quantities
 from quadlab.compare import compare, stop_dict
-from quadlab.curvature import curvature
-from quadlab.methods import GD, Adam, FrozenAdam, Method, NormalizedGD, RMSProp, SignSGD, UserMethod
+from quadlab.curvature import curvature, starting_gradient
+from quadlab.heterogeneity import gradient_weighted
+from quadlab.methods import (
+    GD,
+    Adam,
+    AdamMini,
+    FrozenAdam,
+    Method,
+    NormalizedGD,
+    RMSProp,
+    SignSGD,
+    SteepestDescent,
+    UserMethod,
+)
 from quadlab.problem import Block, BlockQuadratic, DenseBlock, DiagonalBlock
 from quadlab.run import Run
 from quadlab.solve import solve_many
@@ -226,6 +238,10 @@ def falsify(
     if file is not None and not Path(file).parent.is_dir():
         raise ValueError(f"file must lie in a folder that exists, received {file}")
     (entry,) = select(bound)
+    if entry.expectation:
+        raise ValueError(
+            f"no single run violates {entry.name}, a bound on an expectation: see ql.expectation"
+        )
     found = choices(entry.families, entry.rules, methods)
     kernels.compile_all()  # before the clock starts
     search = _Search(
@@ -577,6 +593,15 @@ _MAKERS: dict[str, tuple[Maker, ...]] = {
         lambda rate, h, g: Adam(rate, 0.0, min(_beta(h[1]), 0.999), _epsilon(h[2], g)),
         lambda rate, h, g: Adam(rate, _beta(h[0]), min(_beta(h[1]), 0.999), _epsilon(h[2], g)),
     ),
+    "steepest": (
+        lambda rate, h, g: SteepestDescent(rate, "l2"),
+        lambda rate, h, g: SteepestDescent(rate, "linf"),
+        lambda rate, h, g: SteepestDescent(rate, "block"),
+    ),
+    "adam_mini": (
+        lambda rate, h, g: AdamMini(rate, 0.0, 0.0, 0.0),
+        lambda rate, h, g: AdamMini(rate, _beta(h[0]), min(_beta(h[1]), 0.999), _epsilon(h[2], g)),
+    ),
 }
 
 
@@ -588,6 +613,18 @@ def _by_range(p: BlockQuadratic, stop: Stop) -> float:
     return 2.0 / (curvature(p).smallest_positive + curvature(p).largest)
 
 
+def _by_weight(p: BlockQuadratic, stop: Stop) -> float:
+    return 1.0 / gradient_weighted(p) if start_quantities(p)["grad_l2"] > 0.0 else _by_largest(p, stop)
+
+
+def _by_blocks(p: BlockQuadratic, stop: Stop) -> float:
+    return 1.0 / float(curvature(p).block_norms.sum())
+
+
+def _by_signs(p: BlockQuadratic, stop: Stop) -> float:
+    return 1.0 / curvature(p).m_star_upper
+
+
 def _by_distance(p: BlockQuadratic, stop: Stop) -> float:
     return float(np.abs(p.displacement).max())
 
@@ -595,6 +632,13 @@ def _by_distance(p: BlockQuadratic, stop: Stop) -> float:
 def _by_theta(p: BlockQuadratic, stop: Stop) -> float:
     tolerance = stop.tolerance(p.size) if isinstance(stop, GradientNorm) else start_quantities(p)["grad_l1"]
     return tolerance / curvature(p).m_star_upper
+
+
+def _by_square(p: BlockQuadratic, stop: Stop) -> float:
+    """Return the unit of the bounds on Adam that need a positive (P eps)^2 - eta G M* C."""
+    tolerance = stop.tolerance(p.size) if isinstance(stop, GradientNorm) else start_quantities(p)["grad_l1"]
+    start = start_quantities(p)["grad_l1"] or 1.0
+    return min(1.0, tolerance / start) * tolerance / curvature(p).m_star_upper
 
 
 def _by_gradient(p: BlockQuadratic, stop: Stop) -> float:
@@ -611,10 +655,12 @@ def _by_least_gradient(p: BlockQuadratic, stop: Stop) -> float:
 
 #: Units of a constant learning rate, by family.
 _UNITS: dict[str, tuple[Callable[[BlockQuadratic, Stop], float], ...]] = {
-    "gd": (_by_largest, _by_range),
+    "gd": (_by_largest, _by_range, _by_weight),
     "signsgd": (_by_distance, _by_theta),
     "normalized_gd": (_by_distance, _by_theta),
-    "adam": (_by_distance, _by_theta, _by_gradient, _by_least_gradient),
+    "adam": (_by_distance, _by_theta, _by_square, _by_gradient, _by_least_gradient),
+    "steepest": (_by_largest, _by_signs, _by_blocks),
+    "adam_mini": (_by_distance, _by_theta, _by_square, _by_gradient),
     "user": (_by_largest, _by_distance, _by_theta, _by_gradient),
 }
 
@@ -699,7 +745,7 @@ class _Island:
                 learning_rate = float(self.unit(problem, stop) * factors[k]) or 1.0
             gradient = start_quantities(problem)["grad_l1"] / self.size
             method = self.maker(learning_rate, hyper[k], gradient)
-            if isinstance(method, Adam) and method.frozen and not problem.gradient(problem.start).all():
+            if isinstance(method, Adam) and method.frozen and not starting_gradient(problem).all():
                 # it divides by each of them; no theorem speaks of such a start
                 method = replace(method, beta2=0.5)
             found.append(Instance(problem, method, stop))

@@ -407,9 +407,13 @@ def jensen_shannon(problem: BlockQuadratic) -> FloatArray:
            [0., 0., 1.],
            [1., 1., 0.]])
     """
+    return histogram_distances(_histograms(problem))
+
+
+def histogram_distances(p: FloatArray) -> FloatArray:
+    """Return the Jensen-Shannon distances between the rows of `p`, each a distribution over common bins."""
     from scipy.special import rel_entr
 
-    p = _histograms(problem)
     distances = np.zeros((len(p), len(p)))
     for b in range(len(p) - 1):
         q = p[b + 1 :]

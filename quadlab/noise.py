@@ -22,14 +22,11 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from quadlab._arrays import FloatArray, shown
-
-if TYPE_CHECKING:
-    from quadlab.problem import BlockQuadratic
 
 LAWS = ("gaussian", "uniform", "rademacher", "student:DF")
 
@@ -86,29 +83,24 @@ def block_rows(size: int) -> int:
 
 
 class NoiseStream:
-    r"""The noise of one run.
+    r"""The noise of one run; `BlockQuadratic.noise_stream` makes it.
 
     Parameters
     ----------
-    problem : BlockQuadratic
-        Its noise levels and their law, and its identity.
+    sigma : ndarray of shape (P,)
+        Standard deviations.
+    law : str
+        One of the laws, in its one spelling.
+    identity : str
+        What tells the problem from others: its content hash.
     seed : int >= 0
-        Another seed gives independent noise, and so does another problem.
-
-    Examples
-    --------
-    >>> from quadlab import case
-    >>> stream = NoiseStream(case("het", seed=0).with_noise(0.1), seed=0)
-    >>> stream.rows(1000, 1003).shape
-    (3, 9)
+        Another seed gives independent noise, and so does another identity.
     """
 
-    def __init__(self, problem: BlockQuadratic, seed: int) -> None:
-        self.sigma = problem.noise
-        self.law = problem.noise_law
-        self.seed = check_seed(seed)
-        self.block_rows = block_rows(problem.size)
-        self._identity = problem.content_hash
+    def __init__(self, sigma: FloatArray, law: str, identity: str, seed: int) -> None:
+        self.sigma, self.law, self.seed = sigma, law, check_seed(seed)
+        self.block_rows = block_rows(sigma.size)
+        self._identity = identity
 
     @cached_property
     def _generator(self) -> np.random.Generator:

@@ -34,20 +34,17 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from quadlab._arrays import Content, FloatArray, first_bad, frozen, real_array, real_number, shown
+from quadlab._files import read_npz, write_npz
 from quadlab.bases import (
     Householder,
     as_basis,
@@ -57,7 +54,7 @@ from quadlab.bases import (
     reflect,
     unit_reflectors,
 )
-from quadlab.noise import check_law
+from quadlab.noise import NoiseStream, check_law
 from quadlab.spectra import Listed, Spectrum, as_spectrum, check_eigenvalues
 
 __all__ = [
@@ -802,6 +799,17 @@ class BlockQuadratic(Content):
         """Whether any coordinate has gradient noise."""
         return bool(self._compact_noise.any())
 
+    def noise_stream(self, seed: int = 0) -> NoiseStream:
+        """Return the gradient noise of the run with this ``noise_seed``, for any iterations.
+
+        Examples
+        --------
+        >>> from quadlab import case
+        >>> case("het", seed=0).with_noise(0.1).noise_stream(seed=0).rows(1000, 1003).shape
+        (3, 9)
+        """
+        return NoiseStream(self.noise, self.noise_law, self.content_hash, seed)
+
     def with_name(self, name: str) -> BlockQuadratic:
         """Return the same problem under another name."""
         return self._with(name=_label(name))
@@ -853,7 +861,6 @@ class BlockQuadratic(Content):
         True
         """
         entries: dict[str, Any] = {
-            "schema": SCHEMA,
             "name": self.name,
             "kinds": [block.kind for block in self.blocks],
             "start": self.start,
@@ -863,14 +870,7 @@ class BlockQuadratic(Content):
         }
         for b, block in enumerate(self.blocks):
             entries |= {f"block{b}_{key}": getattr(block, key) for key in _field_names(type(block))}
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                np.savez(file, allow_pickle=False, **entries)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_npz(path, SCHEMA, entries)
 
     # -- display
 
@@ -883,7 +883,8 @@ class BlockQuadratic(Content):
 
     def _repr_html_(self) -> str:
         """Return a table of the first 20 blocks."""
-        head = "<tr><th>block<th>size<th>storage<th>||H<sub>b</sub>||<th>condition<th>||g<sub>b</sub>||</tr>"
+        names = ("block", "size", "storage", "||H<sub>b</sub>||", "condition", "||g<sub>b</sub>||")
+        head = "".join(f"<th>{name}</th>" for name in names)
         gradients = self.split(self.gradient(self.start))
         rows = []
         for b, block in enumerate(self.blocks[:20]):
@@ -897,9 +898,9 @@ class BlockQuadratic(Content):
                 condition,
                 f"{np.linalg.norm(gradients[b]):.4g}",
             )
-            rows.append("<tr><td>" + "<td>".join(map(str, cells)) + "</tr>")
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         more = f"<p>and {self.n_blocks - 20} more blocks</p>" if self.n_blocks > 20 else ""
-        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>{more}"
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
 
 
 def load(path: str | os.PathLike[str]) -> BlockQuadratic:
@@ -918,22 +919,7 @@ def load(path: str | os.PathLike[str]) -> BlockQuadratic:
     Traceback (most recent call last):
     ValueError: ... is not a problem file: it is no .npz archive
     """
-    with Path(path).open("rb") as file:
-        try:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("it is no .npz archive")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                entries = {key: np.asarray(archive[key]) for key in archive.files}
-            frozen(*entries.values())  # nobody else holds them: no copies below
-            schema = str(entries.get("schema"))
-            if schema != SCHEMA:
-                raise ValueError(f"its schema is {shown(schema)}, not {SCHEMA!r}")
-            return _from_entries(entries)
-        except KeyError as error:
-            raise ValueError(f"{os.fspath(path)} is not a problem file: it lacks the entry {error}") from None
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a problem file: {error}") from None
+    return read_npz(path, SCHEMA, "problem file", _from_entries)
 
 
 def _from_entries(entries: dict[str, np.ndarray]) -> BlockQuadratic:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from quadlab._arrays import FloatArray, shown
+from quadlab._interrupts import Deferred
 from quadlab._progress import progress_bar
 from quadlab.curvature import curvature, starting_gradient
 from quadlab.kernels import codes as c
@@ -399,7 +400,6 @@ class _Job:
         if method.code == c.FROZEN_ADAM:
             _check_frozen(problem)
         step = resolve(method.learning_rate, method.families, problem, stop)  # type: ignore[arg-type]
-        noise_seed = check_seed(noise_seed)
         params = np.zeros(c.N_PARAMETERS)
         params[c.P_RATE] = step.rate
         params[c.P_M] = step.m
@@ -415,7 +415,8 @@ class _Job:
         for name in statistics:
             keep |= STATISTICS[name].want
         want = _closed(method, keep | _needed(method, stop, step))
-        noise = NoiseStream(problem, noise_seed) if problem.is_noisy else None
+        noise_seed = check_seed(noise_seed)
+        noise = problem.noise_stream(noise_seed) if problem.is_noisy else None
         return cls(problem, method, stop, step, int(cap), want, keep, params, statistics, noise)
 
     @property
@@ -694,11 +695,12 @@ def _run_one(
             record = np.empty((len(at), c.N_QUANTITIES))
             clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
             call = len(s.times), at, record, clock
-            status = kernel(
-                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
-                packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
-                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, user,
-            )  # fmt: skip
+            with Deferred():
+                status = kernel(
+                    code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
+                    packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
+                    record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, user,
+                )  # fmt: skip
             pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
                 raise KeyboardInterrupt
@@ -864,13 +866,14 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         clock = np.array([active, queued, budget, least], dtype=np.int64)
         if rows:
             _draw(jobs, owner, t, active, queued, noise)
-        kernel(
-            code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
-            start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-            owner, t, cap, par, norms, lowest, support, anchor, data,
-            x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-            statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, user,
-        )  # fmt: skip
+        with Deferred():
+            kernel(
+                code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
+                start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
+                owner, t, cap, par, norms, lowest, support, anchor, data,
+                x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
+                statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, user,
+            )  # fmt: skip
         active, queued = int(clock[0]), int(clock[1])
         bar.update(queued - active - finished)
         finished = queued - active

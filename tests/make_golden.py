@@ -14,8 +14,19 @@ from typing import Any
 
 import quadlab as ql
 from quadlab.compare import RunComparison, compare
-from quadlab.methods import GD, Adam, FrozenAdam, NormalizedGD, RMSProp, SignSGD
+from quadlab.methods import (
+    GD,
+    METHODS,
+    Adam,
+    AdamMini,
+    FrozenAdam,
+    NormalizedGD,
+    RMSProp,
+    SignSGD,
+    SteepestDescent,
+)
 from quadlab.problem import BlockQuadratic, load
+from quadlab.steps import cosine, inverse_sqrt, linear_decay, warmup
 from quadlab.stopping import Gap, GradientNorm
 
 HERE = Path(__file__).parent
@@ -27,8 +38,9 @@ L1 = GradientNorm(1e-2, ord=1, relative=True)
 L2 = GradientNorm(1e-2, ord=2, relative=True)
 LINF = GradientNorm(1e-2, ord=float("inf"), relative=True)
 GAP = Gap(1e-4, relative=True)
+LOOSE = GradientNorm(0.7, ord=1, relative=True)
 
-#: label -> (method, stop). Every built-in bound applies to one of them at least.
+#: label -> (method, stop). Every built-in bound on runs applies to one of them at least.
 RUNS: dict[str, tuple[Any, Any]] = {
     "gd lambda_g": (GD("lambda_g"), L2),
     "gd lambda_g, l1": (GD("lambda_g"), L1),
@@ -47,12 +59,41 @@ RUNS: dict[str, tuple[Any, Any]] = {
     "adam 0.01": (Adam(1e-2), L1),
     "adam 0.01, beta1 = 0": (Adam(1e-2, beta1=0.0, beta2=0.9), L1),
     "adam short": (Adam(1e-4, beta1=0.0, beta2=0.99, epsilon=1.0), GAP),
-    "adam a posteriori": (Adam(1e-5, beta1=0.0, beta2=0.5), GradientNorm(0.7, ord=1, relative=True)),
+    "adam a posteriori": (Adam(1e-5, beta1=0.0, beta2=0.5), LOOSE),
     "adam is signsgd": (Adam("lemma", beta1=0.0, beta2=0.0, epsilon=0.0), L1),
     "rmsprop line_search": (RMSProp("line_search"), L1),
     "frozen optimal": (FrozenAdam("optimal"), GAP),
     "frozen 0.001": (FrozenAdam(1e-3), GAP),
+    "adam a priori": (Adam(0.02, beta1=0.5, beta2=0.5), LOOSE),
+    "adam_mini a priori": (AdamMini(0.005, beta1=0.5, beta2=0.5), LOOSE),
+    "adam_mini lemma, no memory": (AdamMini("lemma", beta1=0.0, beta2=0.0, epsilon=0.0), L1),
+    "steepest linf lemma": (SteepestDescent("lemma", "linf"), L1),
+    "steepest linf 5e-05": (SteepestDescent(5e-5, "linf"), L1),
+    "steepest block lemma": (SteepestDescent("lemma", "block"), L2),
+    "steepest block 1e-04": (SteepestDescent(1e-4, "block"), L2),
+    "signsgd linear_decay": (SignSGD(linear_decay(0.02, 5000)), L1),
+    "signsgd inverse_sqrt": (SignSGD(inverse_sqrt(0.1)), L1),
+    "adam warmup": (Adam(warmup(100, 0.01)), L1),
 }
+#: Learning rates of each kind; aliases are left out.
+RATES = ("constant", "cosine", "lemma", "line_search", "m_star", "optimal")
+
+
+def every_method_and_rate() -> dict[str, tuple[Any, Any]]:
+    """Return a run, to the l_1 target, of every named method with every kind of learning rate it takes."""
+    found = {}
+    for name, maker in METHODS.items():
+        number = 1e-4 if name in ("gd", "steepest") else 1e-2
+        for kind in RATES:
+            rate: Any = {"constant": number, "cosine": cosine(2 * number, 10_000)}.get(kind, kind)
+            try:
+                found[f"{name}: {kind}"] = maker(rate), L1
+            except ValueError:  # a rule of other methods
+                continue
+    return found
+
+
+RUNS |= every_method_and_rate()
 
 
 def two_eigenvectors() -> BlockQuadratic:

@@ -1,12 +1,14 @@
-"""Writes `data/worst_cases.json`: for every registered bound the tightest runs that the falsifier finds.
+"""Writes `quadlab/recorded/worst_cases.json`: for every bound the tightest runs that the falsifier finds.
 
     python -m tests.make_worst_cases --budget 12 [NAME ...]
+    python -m tests.make_worst_cases --random 200000
 
 For each bound two runs are kept: one of any count, and one of at least ten updates. The first is met by a
 single step just inside its tolerance for nearly every bound; the second says how tight it is beyond that.
 Both are made simpler as long as they keep 99.9 per cent of their ratio, to be read, and are written out as
 arrays, so that no number depends on how a CPU's LAPACK builds an eigenbasis. With names, only these bounds
-are searched again; an entry changes only if its ratio grows, or if it no longer holds.
+are searched again; an entry changes only if its ratio grows, or if it no longer holds. `--random` records the
+best ratios of the soak test's random search over so many checks, to compare.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from quadlab.compare import stop_dict
 from quadlab.falsify import Instance, excess, falsify, method_text, simplified
 from quadlab.methods import parse_method as parse
 
-FILE = Path(__file__).parent / "data" / "worst_cases.json"
+FILE = Path(ql.__file__).parent / "recorded" / "worst_cases.json"
 SCHEMA = "quadlab.worst_cases/1"
 MAX_ITERATIONS = 10_000
 #: Which run of each bound -> its least count.
@@ -96,6 +98,33 @@ def search(name: str, least: int, budget: float, seed: int) -> dict[str, Any] | 
     return entry | {"ratio": ratio, "iterations": iterations}
 
 
+def random_search(checks: int, seed: int) -> dict[str, Any]:
+    """The best ratios of the soak test's draws, oriented as the falsifier's."""
+    from tests.soak import soak
+
+    tally = soak(checks, seed, jobs=1, progress=True)
+    best: dict[str, Any] = {}
+    for entry in ql.bounds().of_runs:
+        line = tally.lines[entry.name]
+        best[entry.name] = {"checked": line.checked}
+        for label, ratios in (("any", line.ratios), ("long", line.long)):
+            if ratios:
+                ratio = 1.0 / min(ratios) if entry.kind == "lower" else max(ratios)
+                best[entry.name][label] = {"ratio": min(ratio, 1.0)}
+    return {"checks": tally.checks, "runs": tally.runs, "seed": seed, "best": best}
+
+
+def write(kept: dict[str, Any], random: dict[str, Any]) -> None:
+    table = {
+        "schema": SCHEMA,
+        "least_iterations": LEAST,
+        "max_iterations": MAX_ITERATIONS,
+        "bounds": kept,
+        "random": random,
+    }
+    FILE.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,9 +132,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="bounds; default all")
     parser.add_argument("--budget", type=float, default=12.0, help="seconds a bound, about; default 12")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--random", type=int, metavar="CHECKS", help="record a random search instead")
     options = parser.parse_args()
-    kept = json.loads(FILE.read_text())["bounds"] if FILE.exists() else {}
-    for name in options.names or ql.bounds().names:
+    record = json.loads(FILE.read_text())
+    kept, random = record["bounds"], record["random"]
+    if options.random:
+        write(kept, random_search(options.random, options.seed))
+        return
+    for name in options.names or ql.bounds().of_runs.names:
         begin = time.perf_counter()
         entries = kept.setdefault(name, {})
         for label, least in LEAST.items():
@@ -116,14 +150,7 @@ def main() -> None:
                 entries[label] = new
         told = ", ".join(f"{label} {entry['ratio']:.4f}" for label, entry in entries.items())
         print(f"{name:34s} {told}  ({time.perf_counter() - begin:.0f} s)", flush=True)
-        FILE.parent.mkdir(exist_ok=True)
-        table = {
-            "schema": SCHEMA,
-            "least_iterations": LEAST,
-            "max_iterations": MAX_ITERATIONS,
-            "bounds": kept,
-        }
-        FILE.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
+        write(kept, random)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,18 @@ from quadlab.bases import Householder, Rotation
 from quadlab.bounds import Evaluation, bounds, evaluate, requirements
 from quadlab.bounds.setting import convert, start_quantities
 from quadlab.curvature import curvature, frozen_preconditioner
-from quadlab.methods import GD, Adam, AdamW, FrozenAdam, NormalizedGD, RMSProp, SignSGD, elementwise
+from quadlab.methods import (
+    GD,
+    Adam,
+    AdamMini,
+    AdamW,
+    FrozenAdam,
+    NormalizedGD,
+    RMSProp,
+    SignSGD,
+    SteepestDescent,
+    elementwise,
+)
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import solve_many
@@ -270,6 +281,50 @@ def adam_bracket(rng, problem, tolerances):
     return Adam(rate, beta1=0.0, beta2=beta2, epsilon=epsilon, bias_correction=bool(rng.integers(2)))
 
 
+def averages(rng, problem):
+    """beta1, beta2 and epsilon with beta1^2 < beta2, or just outside."""
+    beta1 = float(rng.choice([0.0, 0.0, 0.5, 0.9, 0.99]))
+    beta2 = (
+        float(rng.choice([beta1**2, 0.5, 0.9, 0.99, 0.999])) if beta1 else float(rng.choice([0.0, 0.5, 0.9]))
+    )
+    gradient = start_quantities(problem)["grad_l1"] / problem.size or 1.0
+    return beta1, beta2, float(rng.choice([0.0, 1e-8, gradient * 10.0 ** rng.uniform(-3, 1)]))
+
+
+def adam_momentum(rng, problem, tolerances):
+    """Steps for which (P eps)^2 - eta G M* C is about to stay positive."""
+    beta1, beta2, epsilon = averages(rng, problem)
+    g = 1.2 * start_quantities(problem)["grad_l1"] + problem.size * epsilon or 1.0
+    spent = g * curvature(problem).m_star_upper * (0.5 + beta1 / (1.0 - beta1) / math.sqrt(1.0 - beta2))
+    rate = rng.uniform(0.05, 1.6) * tolerances["l1"] ** 2 / spent
+    return Adam(rate, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+
+def short_adam(maker):
+    """Steps for which there is a bound before the run."""
+
+    def method(rng, problem, tolerances):
+        beta1, beta2, epsilon = averages(rng, problem)
+        c = curvature(problem)
+        m = c.m_star_upper if maker is Adam else c.size * c.parameter_weighted
+        gradient = start_quantities(problem)["grad_l1"] + problem.size * epsilon or 1.0
+        spent = 1.0 + 2.0 * beta1 / (1.0 - beta1) / (1.0 - beta2)
+        rate = rng.uniform(0.1, 0.8) * tolerances["l1"] / m * min(1.0, tolerances["l1"] / gradient) / spent
+        return maker(rate, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    return method
+
+
+def steepest(rule):
+    return lambda rng, problem, tolerances: SteepestDescent(rule, str(rng.choice(["l2", "linf", "block"])))
+
+
+def steepest_constant(rng, problem, tolerances):
+    norm, c = str(rng.choice(["l2", "linf", "block"])), curvature(problem)
+    largest = {"l2": c.largest, "linf": c.m_star_upper, "block": c.block_norms.sum()}[norm]
+    return SteepestDescent(float(rng.choice([1.0, rng.uniform(0.05, 2.05)]) / largest), norm)
+
+
 def adam_sign(rng, problem, tolerances):
     rate = sign_constant(rng, problem, tolerances).learning_rate
     return Adam(rate, beta1=0.0, beta2=0.0, epsilon=0.0)
@@ -318,6 +373,17 @@ PROGRAMS: dict[str, Program] = {
     "adam is sign, line search": Program(fixed(Adam("line_search", **BARE)), decades=3.0),
     "frozen": Program(frozen, nonzero=True, tests=("gap", "gap", "l1", "l2", "linf")),
     "frozen, gap": Program(frozen, nonzero=True, tests=("gap",)),
+    "adam momentum": Program(adam_momentum, decades=0.5, tests=("l1", "l2", "linf")),
+    "adam momentum, P = 1": Program(adam_momentum, decades=0.1, tests=("l1", "l2", "linf"), scalar=True),
+    "adam a priori": Program(short_adam(Adam), decades=0.4, tests=("l1", "l2", "linf")),
+    "adam a priori, P = 1": Program(short_adam(Adam), decades=0.1, tests=("l1", "linf"), scalar=True),
+    "adam mini a priori, P = 1": Program(short_adam(AdamMini), decades=0.1, tests=("l1",), scalar=True),
+    "adam mini a priori": Program(short_adam(AdamMini), decades=0.4, tests=("l1", "l2", "linf")),
+    "adam mini lemma": Program(fixed(AdamMini("lemma", **BARE)), decades=2.0),
+    "adam mini line search": Program(fixed(AdamMini("line_search", **BARE)), decades=2.0),
+    "steepest lemma": Program(steepest("lemma"), decades=1.0),
+    "steepest line search": Program(steepest("line_search"), decades=2.5),
+    "steepest constant": Program(steepest_constant, decades=1.0),
     "frozen lemma": Program(fixed(FrozenAdam("lemma")), nonzero=True, decades=3.0),
 }
 
@@ -345,6 +411,7 @@ class Line:
 
     verdicts: Counter = field(default_factory=Counter)  # True, False, None where it applied
     ratios: list[float] = field(default_factory=list)  # measured / bound
+    long: list[float] = field(default_factory=list)  # those of runs of ten updates or more
     rounded: int = 0  # verdicts that the resolution of float64 decided, not the bound
 
     def add(self, run: Run, evaluation: Evaluation) -> None:
@@ -357,6 +424,8 @@ class Line:
         self.rounded += rounded
         if evaluation.ratio is not None and holds is not None and not rounded:
             self.ratios.append(evaluation.ratio)
+            if run.iterations >= 10:
+                self.long.append(evaluation.ratio)
 
     @property
     def checked(self) -> int:
@@ -396,6 +465,7 @@ class Tally:
             mine = self.lines[name]
             mine.verdicts.update(line.verdicts)
             mine.ratios += line.ratios
+            mine.long += line.long
             mine.rounded += line.rounded
         self.violations += other.violations
         self.runs += other.runs
@@ -403,7 +473,7 @@ class Tally:
     def __str__(self) -> str:
         head = ("bound", "kind", "checked", "applies", "held", "inconclusive", "rounded", "violated")
         rows: list[tuple[str, ...]] = [(*head, "median", "best")]
-        for entry in bounds():
+        for entry in bounds().of_runs:
             line = self.lines.get(entry.name, Line())
             v, ratios = line.verdicts, line.ratios
             best = (min if entry.kind == "lower" else max)(ratios, default=math.nan)
@@ -549,7 +619,7 @@ def main(argv: list[str] | None = None) -> int:
         print(line)
     least = options.checks // 1000
     seldom = (
-        [b.name for b in bounds() if tally.lines[b.name].checked < least] if options.batch is None else []
+        [b.name for b in bounds().of_runs if tally.lines[b.name].checked < least] if options.batch is None else []
     )
     if seldom:
         print(f"checked fewer than {least:,} times: {', '.join(seldom)}")

@@ -1,10 +1,15 @@
-"""Problems and methods of a user's own, which workers import, and misbehave on request."""
+"""A Dask cluster, and problems and methods that its workers import and that misbehave on request."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -46,3 +51,38 @@ def late(seed, index, path):
     if index == 2 and not os.path.exists(path):
         raise RuntimeError("not yet")
     return ql.case("het", seed=index)
+
+
+@contextmanager
+def dask_cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address of a scheduler with two worker processes of one thread over TCP on loopback, and these."""
+    environment = {**os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    environment.pop("NUMBA_NUM_THREADS", None)
+    file = folder / "scheduler.json"
+    common = ["--host", "tcp://127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
+
+    def spawn(module: str, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.{module}", *common, *options]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    scheduler = spawn("dask_scheduler", "--port", "0")
+    workers = [spawn("dask_worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    try:
+        from distributed import Client
+
+        while not file.exists():
+            time.sleep(0.05)
+            assert scheduler.poll() is None
+        with Client(scheduler_file=str(file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            address = client.scheduler.address
+        yield address, workers
+    finally:
+        for process in [*workers, scheduler]:
+            process.kill()
+            process.wait()

@@ -17,9 +17,10 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 # A module imports only names to its left. Kernels import nothing, so anything may use them.
 # fmt: off
 ORDER = [
-    "kernels", "_arrays", "_progress", "noise", "spectra", "bases", "problem", "cases", "curvature",
-    "heterogeneity", "stopping", "steps", "methods", "closed_form", "run", "solve", "bounds", "compare",
-    "falsify", "sweep", "bridge", "testing", "figures", "cli", "__main__",
+    "kernels", "_lazy", "_arrays", "_files", "_interrupts", "_progress", "noise", "spectra", "bases",
+    "problem", "cases", "curvature", "heterogeneity", "stopping", "steps", "methods", "closed_form", "run",
+    "solve", "bounds", "expectation", "stability", "compare", "falsify", "sweep", "bridge", "testing",
+    "figures", "cli", "__main__",
 ]
 # fmt: on
 
@@ -27,7 +28,7 @@ ORDER = [
 HOME_OF = {
     "torch": {"bridge"},
     "numba": {"kernels"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"bridge", "figures"},
     "dask": {"sweep"},
     "pandas": {"sweep"},
 }

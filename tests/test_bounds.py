@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq, minimize_scalar
 
 import quadlab as ql
 from quadlab.bounds import (
@@ -15,12 +16,14 @@ from quadlab.bounds import (
     MissingStatisticError,
     Setting,
     adam,
+    adam_mini,
     assume,
     evaluate,
     gd,
     lemma,
     requirements,
     signsgd,
+    steepest,
     temporary_bounds,
     unregister,
 )
@@ -59,7 +62,13 @@ NAMES = [
     "adam.preconditioned_contraction",
     "adam.preconditioned_linear",
     "adam.a_posteriori",
+    "adam.momentum",
+    "adam.a_priori",
     "adam.is_signsgd",
+    "steepest.weighted",
+    "steepest.constant_step",
+    "adam_mini.parameter_weighted",
+    "adam_mini.a_priori",
 ]
 
 
@@ -111,7 +120,7 @@ def problem():
 
 
 def test_names():
-    assert sorted(ql.bounds().names) == sorted(NAMES)
+    assert sorted(ql.bounds().of_runs.names) == sorted(NAMES)
 
 
 def test_every_bound_is_described():
@@ -152,7 +161,7 @@ def test_a_user_bound_is_registered_replaced_and_removed():
         with pytest.raises(ValueError, match=r"no bound is named 'mine\.one'"):
             unregister("mine.one")
         ql.bound("mine.two")(first)
-    assert sorted(ql.bounds().names) == sorted(NAMES)
+    assert sorted(ql.bounds().of_runs.names) == sorted(NAMES)
 
 
 def test_built_in_names_are_refused():
@@ -366,6 +375,17 @@ def formulas():
     def theta(P, e, D, c, p):
         return eta * dense(p)[0] / (P * e)
 
+    def growing(slope, m):  # beta1 = beta2 = 1/2 and so c = 1, step 1e-5, epsilon 0.1
+        def formula(P, e, D, c, p):
+            def excess(T):
+                energy = D + 1e-10 * m(p) * (math.sqrt(2) + 0.5) * T
+                return (0.1 * P + slope(p) * math.sqrt(energy)) * energy - 1e-5 * T * (P * e) ** 2
+
+            least = minimize_scalar(excess, (0.0, 1e8)).x
+            return brentq(excess, 0.0, least, rtol=1e-14)
+
+        return formula
+
     return {
         "lemma.direction_l1": (ql.Adam("lemma"), l1, lambda P, e, D, c, p: 2 * D * 40 / (P * e) ** 2),
         "lemma.direction_l2": (ql.Adam("lemma"), l2, lambda P, e, D, c, p: 2 * D * 30 / (P * e**2)),
@@ -442,7 +462,42 @@ def formulas():
             l1,
             lambda P, e, D, c, p: 8 * D / (eta * ((P * e) ** 2 - eta * 8 * 5 / 2)),
         ),
+        "adam.momentum": (
+            ql.Adam(1e-4, 0.5, 0.5),
+            l1,
+            lambda P, e, D, c, p: (
+                8 * D / (1e-4 * ((P * e) ** 2 - 1e-4 * 8 * dense(p)[0] * (math.sqrt(2) + 0.5)))
+            ),
+        ),
+        "adam.a_priori": (
+            ql.Adam(1e-5, 0.5, 0.5, 0.1),
+            l1,
+            growing(
+                lambda p: min(np.sqrt(2 * p.dense_hessian().diagonal()).sum(), math.sqrt(2 * 51)),
+                lambda p: dense(p)[0],
+            ),
+        ),
         "adam.is_signsgd": (ql.Adam(eta, 0, 0, 0), l1, lambda P, e, D, c, p: 1.0),
+        "steepest.weighted": (
+            ql.SteepestDescent("lemma", "block"),
+            l2,
+            lambda P, e, D, c, p: 2 * (9 + 2 + 20) * D / (P * e**2),
+        ),
+        "steepest.constant_step": (
+            ql.SteepestDescent(eta, "block"),
+            l2,
+            lambda P, e, D, c, p: D / (eta * (1 - eta * 31 / 2) * P * e**2),
+        ),
+        "adam_mini.parameter_weighted": (
+            ql.AdamMini("lemma", 0, 0, 0),
+            l1,
+            lambda P, e, D, c, p: 2 * ((3 * 9 + 2 * 2 + 20) / 6) * D / (P * e**2),
+        ),
+        "adam_mini.a_priori": (
+            ql.AdamMini(1e-5, 0.5, 0.5, 0.1),
+            l1,
+            growing(lambda p: math.sqrt(2 * 51), lambda p: 51.0),
+        ),
     }
 
 
@@ -527,6 +582,96 @@ def test_momentum_edge_is_where_frozen_adam_diverges():
 
 
 # Exact counts -----------------------------------------------------------------------------------------------
+
+
+def weights(beta, n):
+    """Of the bias-corrected moving average of n values, the newest last."""
+    w = (1 - beta) * beta ** np.arange(n - 1, -1, -1.0)
+    return w / w.sum()
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("beta2", [0.5, 0.81, 0.9, 0.95, 0.999])
+def test_the_largest_update_of_averages(beta1, beta2):
+    """c_n is attained by the gradients w_1 / w_2, the lag is that of the average, and all increase."""
+    before = 0.0, 0.0
+    for n in (1, 2, 3, 10, 100, 600):
+        w1, w2 = weights(beta1, n), weights(beta2, n)
+        c = adam.average_ratio(beta1, beta2, n)
+        if w2.min() > 1e-120:
+            g = w1 / w2
+            assert abs(w1 @ g) / math.sqrt(w2 @ g**2) == pytest.approx(c, rel=1e-9)
+        lag = w1 @ np.arange(n - 1, -1, -1.0)
+        constant = adam.momentum_constant(ql.Adam(1.0, beta1, beta2), n)
+        assert constant == pytest.approx(c * lag / math.sqrt(w2[-1]) + c**2 / 2, rel=1e-9)
+        assert c >= before[0] * (1 - 1e-12) and constant >= before[1] * (1 - 1e-12)
+        before = c, constant
+    limit = adam.average_ratio(beta1, beta2, math.inf)
+    if beta1**2 < beta2:
+        assert limit == pytest.approx((1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))
+        whole = adam.momentum_constant(ql.Adam(1.0, beta1, beta2), math.inf)
+        assert whole == pytest.approx(limit * beta1 / ((1 - beta1) * math.sqrt(1 - beta2)) + limit**2 / 2)
+        assert before[0] <= limit * (1 + 1e-12) and before[1] <= whole * (1 + 1e-12)
+    else:
+        assert limit == math.inf
+
+
+def test_the_largest_update_in_numbers():
+    found = [adam.average_ratio(0.9, b, math.inf) for b in (0.9, 0.95, 0.999)]
+    assert found == pytest.approx([1.0, 1.165, 7.27], abs=5e-3)
+    at_t = [adam.average_ratio(0.9, 0.999, t + 1) for t in (10, 100)]  # t + 1 gradients
+    assert at_t == pytest.approx([1.05, 2.25], abs=5e-3)
+    assert adam.average_ratio(0.0, 0.75, math.inf) == 2.0 and adam.average_ratio(0.0, 0.0, math.inf) == 1.0
+    assert adam.average_ratio(0.9, 0.0, 1) == 1.0 and adam.average_ratio(0.9, 0.0, 2) == math.inf
+
+
+def test_the_steps_of_the_proof_with_momentum():
+    """NumPy alone: |d| <= c_n, ||mhat - g||_1 <= eta M* c_n l_n, G, and the descent inequality itself."""
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        p = random_problem(rng, 2.0)
+        beta1, beta2 = [(0.0, 0.5), (0.5, 0.5), (0.9, 0.95), (0.9, 0.999), (0.99, 0.99)][rng.integers(5)]
+        largest = ql.curvature(p).m_star_upper
+        x = p.displacement.copy()
+        eta = float(np.abs(x).max()) * 10.0 ** rng.uniform(-3, 0)
+        epsilon = rng.choice([0.0, 1e-3])
+        m, v, peak = np.zeros(x.size), np.zeros(x.size), np.zeros(x.size)
+        for n in range(1, 60):
+            g, f = p.hvp(x), 0.5 * float(x @ p.hvp(x))
+            m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+            peak = np.maximum(peak, np.abs(g))
+            mhat, root = m / (1 - beta1**n), np.sqrt(v / (1 - beta2**n))
+            d = np.divide(mhat, root + epsilon, out=np.zeros_like(x), where=root + epsilon > 0)
+            c, method = adam.average_ratio(beta1, beta2, n), ql.Adam(1.0, beta1, beta2)
+            assert np.abs(d).max() <= c * (1 + 1e-9)
+            whole = adam.momentum_constant(method, n)
+            lag = (whole - c * c / 2) / c * math.sqrt((1 - beta2) / (1 - beta2**n))
+            scale = 1e-9 * np.abs(g).max()
+            assert np.abs(mhat - g).sum() <= eta * largest * c * lag + scale * x.size
+            total = (root + epsilon).sum()
+            assert total <= (peak.sum() + x.size * epsilon) * (1 + 1e-12)
+            x = x - eta * d
+            after = 0.5 * float(x @ p.hvp(x))
+            descent = eta * np.abs(g).sum() ** 2 / total if total else 0.0
+            assert after <= f - descent + eta**2 * largest * whole + 1e-9 * (f + after)
+
+
+def test_a_priori_is_at_least_the_bound_along_the_run():
+    """Where both apply: the first replaces G by what it can grow to."""
+    rng = np.random.default_rng(11)
+    met = 0
+    for _ in range(60):
+        p = random_problem(rng, 1.0)
+        if not p.gradient(p.start).any():
+            continue
+        eps = 0.7 * float(np.abs(p.gradient(p.start)).mean())
+        rate = 0.02 * p.size * eps / ql.curvature(p).m_star_upper
+        table = ql.compare(p, ql.Adam(rate, 0.5, 0.9), ql.GradientNorm(eps, 1), max_iterations=5000)
+        before, along = (table.runs[0][f"adam.{name}"] for name in ("a_priori", "momentum"))
+        if before.applies and along.applies and table.runs[0].run.converged:
+            assert before.holds and along.holds and along.value <= before.value
+            met += 1
+    assert met > 15
 
 
 @pytest.mark.parametrize("stop", [ql.GradientNorm(1e-4, 2, relative=True), ql.Gap(1e-7, relative=True)])
@@ -900,6 +1045,60 @@ UP = np.nextafter
             ql.RMSProp(1.0, 0.5, 1.0),
             "eta G U / 2 must be positive",
         ),
+        (
+            "adam.momentum",
+            ql.Adam(1e-3, 0.5, 0.5),
+            ql.Adam(0.1, 0.5, 0.5),
+            "eta G M* C must be positive",
+        ),
+        ("adam.momentum", ql.Adam(1e-3, 0.5, 0.26), ql.Adam(1e-3, 0.5, 0.25), "beta1^2 < beta2 < 1"),
+        ("adam.momentum", ql.Adam(1e-3, 0, 0.5), ql.Adam(1e-3, 0, 1.0), "beta1^2 < beta2 < 1"),
+        (
+            "adam.momentum",
+            ql.Adam(1e-3, 0, 0.5),
+            ql.RMSProp(1e-3, 0.5),
+            "bias_correction must be on",
+        ),
+        ("adam.a_priori", ql.Adam(1e-4, 0.5, 0.5), ql.Adam(0.1, 0.5, 0.5), "is too large for the tolerance"),
+        ("adam.a_priori", ql.Adam(1e-6, 0.9, 0.82), ql.Adam(1e-6, 0.9, 0.81), "beta1^2 is 0.81"),
+        (
+            "adam.a_priori",
+            ql.RMSProp(1e-4, 0.5),
+            ql.Adam(1e-4, 0.5, 0.5, 0.0, False),
+            "bias_correction must be on with momentum",
+        ),
+        ("adam.a_priori", ql.Adam(1e-4, 0.5, 0.5), ql.AdamW(1e-4, 0.1, beta2=0.5), "weight_decay"),
+        (
+            "steepest.weighted",
+            ql.SteepestDescent("lemma", "block"),
+            ql.SteepestDescent(0.1, "block"),
+            "received constant",
+        ),
+        (
+            "steepest.constant_step",
+            ql.SteepestDescent(UP(0.25, 0)),
+            ql.SteepestDescent(0.25),
+            "eta must be below 2 / K = 0.25",
+        ),
+        (
+            "steepest.constant_step",
+            ql.SteepestDescent(0.22, "linf"),
+            ql.SteepestDescent(0.23, "linf"),
+            "eta must be below 2 / K = 0.222222",
+        ),
+        (
+            "adam_mini.parameter_weighted",
+            ql.AdamMini("line_search", 0, 0, 0),
+            ql.AdamMini("line_search", 0, 0, 1e-8),
+            "they are 0, 0 and 1e-08",
+        ),
+        (
+            "adam_mini.a_priori",
+            ql.AdamMini(1e-4, 0.5, 0.5),
+            ql.AdamMini(0.1, 0.5, 0.5),
+            "is too large for the tolerance",
+        ),
+        ("adam_mini.a_priori", ql.AdamMini(1e-4, 0.5, 0.5), ql.AdamMini(1e-4, 0.5, 0.2), "beta2 0.2"),
         ("adam.is_signsgd", ql.Adam(0.1, 0, 0, 0), ql.Adam(0.1, 0, 0, 1e-8), "they are 0, 0 and 1e-08"),
         ("lemma.direction_l1", ql.Adam("lemma"), ql.Adam(0.1), "received constant"),
         ("lemma.direction_l2", ql.NormalizedGD("line_search"), ql.NormalizedGD(0.1), "received constant"),
@@ -1000,6 +1199,18 @@ TIGHT = {
     "adam.preconditioned_contraction": (ONE, ql.RMSProp(0.1, 0.5, 1.0), ql.GradientNorm(0.5), 10**5, 0.99),
     "adam.preconditioned_linear": (ONE, ql.RMSProp(1e-2, 0.5, 10.0), ql.GradientNorm(0.5), 10**5, 0.9),
     "adam.a_posteriori": (ONE, ql.RMSProp(10.0, 0.5, 10.0), ql.GradientNorm(0.95, 1), 10, 0.8),
+    "adam.momentum": (ONE, ql.Adam(0.9, 0.5, 0.9), ql.GradientNorm(0.98, 1), 10, 0.9),
+    "adam.a_priori": (ONE, ql.Adam(0.55, 0, 0, 0), ql.GradientNorm(0.98, 1), 10, 0.54),
+    "steepest.weighted": (ONE, ql.SteepestDescent("lemma", "block"), ql.GradientNorm(0.98, 2), 10, 0.96),
+    "steepest.constant_step": (ONE, ql.SteepestDescent(1.0, "linf"), ql.GradientNorm(0.98, 1), 10, 0.96),
+    "adam_mini.parameter_weighted": (
+        ONE,
+        ql.AdamMini("lemma", 0, 0, 0),
+        ql.GradientNorm(0.98, 1),
+        10,
+        0.96,
+    ),
+    "adam_mini.a_priori": (ONE, ql.AdamMini(0.55, 0, 0, 0), ql.GradientNorm(0.98, 1), 10, 0.54),
 }
 # The linear forms are twice the count or more for large kappa: their half is a true bound as well.
 LINEAR = {
@@ -1010,7 +1221,7 @@ LINEAR = {
 
 
 def test_every_upper_bound_has_a_recorded_instance():
-    uppers = {entry.name for entry in ql.bounds() if entry.kind == "upper"}
+    uppers = {entry.name for entry in ql.bounds().of_runs if entry.kind == "upper"}
     assert uppers == set(TIGHT) | set(LINEAR)
 
 
@@ -1176,7 +1387,7 @@ def test_lemma_decrease_per_step():
 
 
 def test_modules_and_names_agree():
-    for module in (lemma, gd, signsgd, adam):
+    for module in (lemma, gd, signsgd, adam, steepest, adam_mini):
         prefix = module.__name__.rpartition(".")[2]
         for name in (name for name in NAMES if name.startswith(prefix + ".")):
             assert ql.bounds()[name].function is getattr(module, name.partition(".")[2])

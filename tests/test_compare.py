@@ -139,8 +139,54 @@ def test_table(comparison):
 
 def test_html(comparison):
     text = comparison._repr_html_()
-    assert text.count("<table>") == len(comparison.runs)
-    assert "gd.a_priori" in text and "<lambda>" not in text
+    assert text.count("<table>") == text.count("<details>") + 1 == len(comparison.runs) + 1
+    summary = text.partition("<details>")[0]
+    assert summary.count("<tr>") == len(comparison.runs) + 1
+    assert "het: P = 9, B = 3; stop: ||g||_1 &lt;= " in summary
+    assert f">{comparison.runs[0].best_bound}<" in summary and "gd.a_priori" in text
+    assert "<td>max_iterations</td><td>2,000</td>" in summary  # a capped run says so beside its number
+
+
+def test_repr_is_a_line(comparison):
+    assert repr(comparison).startswith("<Comparison: GD(lambda_g), SignSGD(lambda_p), Adam(0.01), Adam(opt")
+    assert repr(comparison).endswith(" on het, 0 violated>")
+    assert repr(comparison.runs[2]) == "<RunComparison: Adam(0.01): converged at 240 iterations>"
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+
+
+def drawn(*arguments, **options):
+    from matplotlib.figure import Figure
+
+    return ql.plot(*arguments, ax=Figure().subplots(), **options)
+
+
+def test_plot():
+    methods = [ql.GD("lambda_g"), ql.Adam(1e-4)]
+    result = ql.compare(ql.case("het", seed=0), methods, max_iterations=50, record=1)
+    axes = drawn(result)
+    bound, first, first_end, second, second_end = axes.lines
+    gd, adam = (entry.run for entry in result.runs)
+    assert bound.get_xdata()[0] == result.runs[0].best.value + 1
+    assert first.get_xdata().tolist() == [t + 1 for t in range(gd.iterations + 1)]
+    assert first.get_ydata().tolist() == gd.trace.gap.tolist()
+    assert second_end.get_xdata().tolist() == [51]
+    # a full dot is a run that stopped, an open one a run cut short, which has no count
+    assert first_end.get_markerfacecolor() == first.get_color()
+    assert (adam.status, second_end.get_markerfacecolor()) == ("max_iterations", "white")
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0].startswith(f"GD(lambda_g): T = {gd.iterations}, at most ")
+    assert labels[1] == "Adam(0.0001): max_iterations at 50"
+    assert second.get_color() != first.get_color()
+    assert drawn(result, quantity="grad_l2").lines[1].get_ydata().tolist() == gd.trace.grad_l2.tolist()
+
+
+def test_plot_refuses(comparison):
+    with pytest.raises(ValueError, match="received 'loss'"):
+        drawn(comparison, quantity="loss")
+    with pytest.raises(ValueError, match="record="):
+        drawn(comparison)
 
 
 def test_a_user_bound_that_fails_is_reported():

@@ -1107,3 +1107,30 @@ def test_the_path_of_tiny_blocks_is_the_general_one(name, ord):
         ended.add(run.status)
     expected = {"gd-diverges": Status.DIVERGED, "signsgd": Status.MAX_ITERATIONS}
     assert expected.get(name, Status.CONVERGED) in ended
+
+
+def test_no_interrupt_is_lost_between_python_and_a_kernel():
+    script = """
+        import _thread, random, signal, threading, time
+        from quadlab import Adam, GradientNorm, case, solve
+        random.seed(0)
+        problem, method, stop = case("het"), Adam(1e-5), GradientNorm(1e-280)
+        run = solve(problem, method, stop, max_iterations=3)
+        caught = 0
+        def interrupt():
+            time.sleep(random.uniform(0.0005, 0.003))
+            _thread.interrupt_main()
+        for _ in range(400):
+            thread = threading.Thread(target=interrupt)
+            try:
+                thread.start()
+                end = time.monotonic() + 10.0
+                while time.monotonic() < end:
+                    solve(problem, method, stop, max_iterations=300)
+            except KeyboardInterrupt:
+                caught += 1
+            thread.join()
+        print(caught)
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert out.stdout.strip() == "400", out

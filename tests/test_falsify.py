@@ -13,8 +13,9 @@ import pytest
 
 import quadlab as ql
 import quadlab.falsify
-from make_worst_cases import FILE, KEPT, LEAST, MAX_ITERATIONS, from_json, measured
+from make_worst_cases import KEPT, LEAST, MAX_ITERATIONS, from_json, measured
 from quadlab.bounds import Setting, gd, temporary_bounds
+from quadlab.bounds.record import best_ratio, worst_cases
 from quadlab.cli import main
 from quadlab.falsify import Instance, excess, falsify, method_text, simplified
 from quadlab.methods import parse_method as parse
@@ -251,18 +252,26 @@ def test_method_text_is_what_the_command_line_reads(method):
 
 # The record -------------------------------------------------------------------------------------------------
 
-RECORD = json.loads(FILE.read_text())
+RECORD = worst_cases()
 RECORDED = [(name, label) for name, entries in RECORD["bounds"].items() for label in entries]
 
 
 def test_every_bound_is_on_record():
     """A new bound is searched by `python -m tests.make_worst_cases NAME`."""
-    assert set(RECORD["bounds"]) == set(ql.bounds().names)
+    assert set(RECORD["bounds"]) == set(ql.bounds().of_runs.names)
     assert RECORD["least_iterations"] == LEAST and RECORD["max_iterations"] == MAX_ITERATIONS
 
 
+def test_the_random_search_has_met_every_bound():
+    """By `python -m tests.make_worst_cases --random CHECKS`."""
+    best = RECORD["random"]["best"]
+    assert set(best) == set(RECORD["bounds"]) and sum(e["checked"] for e in best.values()) > 10**5
+    for name, entry in best.items():
+        assert entry["checked"] > 100 and 0.0 < entry["any"]["ratio"] <= best_ratio(name) <= 1.0
+
+
 @pytest.mark.parametrize(("name", "label"), RECORDED)
-def test_the_worst_cases_are_as_bad_as_recorded(name, label):
+def test_worst_case(name, label):
     entry = RECORD["bounds"][name][label]
     instance = from_json(entry)
     ratio, iterations = measured(instance, name)

@@ -12,13 +12,23 @@ import pytest
 
 import quadlab as ql
 from quadlab import figures
-from quadlab.figures import _measure, rotation, scaling, style, tightness
+from quadlab.bounds.record import best_ratio, figure_of
+from quadlab.figures import _measure, rotation, scaling, soft_sign, style, tightness, worst_cases
 from quadlab.figures import heterogeneity_map as hmap
 from quadlab.figures import measured_vs_bound as cloud
 from quadlab.figures import zhang_cases as zhang
 from quadlab.heterogeneity import correlation
 
-NAMES = ("heterogeneity_map", "measured_vs_bound", "zhang_cases", "tightness", "rotation", "scaling")
+NAMES = (
+    "heterogeneity_map",
+    "measured_vs_bound",
+    "zhang_cases",
+    "tightness",
+    "rotation",
+    "soft_sign",
+    "worst_cases",
+    "scaling",
+)
 
 
 @functools.cache
@@ -155,10 +165,41 @@ def test_a_violation_is_told_in_the_title():
 def test_every_bound_of_the_register_is_met():
     shown = quick_data("measured_vs_bound")["panels"]
     tight = quick_data("tightness")["ratios"]
-    for family in ("gd", "signsgd", "adam"):
+    for family in _measure.PANELS:
         for name in _measure.upper_bounds(family):
             assert shown[family][name]["count"], name
             assert any(np.isfinite(tightness.ratios(points)).any() for points in tight[family][name].values())
+
+
+def test_the_record_is_shown_whole():
+    data = quick_data("worst_cases")
+    assert data["names"] == [entry.name for entry in ql.bounds().of_runs]
+    for label, searches in data["ratios"].items():
+        assert set(searches) == {"falsifier", "random"}
+        for name, *found in zip(data["names"], *searches.values(), strict=True):
+            assert max((r for r in found if r), default=None) == pytest.approx(
+                best_ratio(name, label), rel=1e-4
+            )
+    met = sum(best_ratio(name) >= worst_cases.MET for name in data["names"])
+    assert worst_cases.title(data).startswith(f"{met} of {len(data['names'])} bounds are met to 1%")
+
+
+def test_every_bound_of_runs_is_in_the_figure_that_its_row_names():
+    counts = {name for panel in _measure.PANELS for name in _measure.upper_bounds(panel)}
+    for entry in ql.bounds().of_runs:
+        shown = counts if figure_of(entry) == "measured_vs_bound" else quick_data("worst_cases")["names"]
+        assert entry.name in shown
+
+
+def test_adam_without_memory_is_signsgd_and_softness_pays():
+    data = quick_data("soft_sign")
+    (plain,) = [c for c in data["cells"] if c["beta1"] == c["beta2"] == c["epsilon"] == 0.0]
+    assert plain["cos"] == plain["soft"] == plain["ratio"] == 1.0
+    cos, soft, ratio = (soft_sign.column(data, quantity, 0.0) for quantity in ("cos", "soft", "ratio"))
+    assert cos.shape == (len(data["epsilon"]), len(data["beta2"])) and np.nanmax(cos) <= 1.0
+    assert soft[-1, -1] < 0.2 and cos[-1, -1] < 0.9  # a large epsilon makes it GD
+    assert np.nanmin(ratio) < 0.5 and soft_sign.rank(data, "soft") > 0.3
+    assert ", the fewer updates it needs (rank correlation 0." in soft_sign.title(data)
 
 
 def test_random_problems_are_of_the_stated_sizes():

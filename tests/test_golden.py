@@ -10,6 +10,7 @@ import pytest
 import make_golden
 import quadlab as ql
 from make_golden import RUNS, predictions, problems, read
+from quadlab.methods import METHODS
 
 GOLDEN = read()
 PROBLEMS = problems()
@@ -59,7 +60,15 @@ def test_every_bound_and_case_has_a_prediction():
         for bound, (_, holds) in run["bounds"].items()
         if holds
     }
-    assert held == {entry.name for entry in ql.bounds() if entry.built_in}
+    assert held == {entry.name for entry in ql.bounds().of_runs if entry.built_in}
+
+
+def test_every_method_takes_every_learning_rate_that_it_can():
+    """At least a number, a schedule, the lemma's step and the line search; the rules that a method names."""
+    for name in METHODS:
+        kinds = {label.partition(": ")[2] for label in RUNS if label.startswith(f"{name}: ")}
+        assert kinds >= {"constant", "cosine", "lemma", "line_search"}
+    assert {"signsgd: m_star", "gd: optimal", "signsgd: optimal", "frozen_adam: optimal"} <= set(RUNS)
 
 
 def test_every_update_has_a_reason():

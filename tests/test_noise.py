@@ -25,7 +25,7 @@ from quadlab import (
     load,
 )
 from quadlab.curvature import curvature
-from quadlab.noise import NoiseStream, block_rows, draw
+from quadlab.noise import block_rows, draw
 from quadlab.solve import solve, solve_many
 from quadlab.steps import cosine
 from test_twin import STATISTICS, assert_same, random_problem, same_bits
@@ -128,16 +128,16 @@ def test_a_minibatch_divides_the_standard_deviation():
 
 def test_a_stream_is_a_function_of_problem_seed_and_iteration():
     p = case("het", seed=0).with_noise(0.5)
-    stream = NoiseStream(p, 7)
+    stream = p.noise_stream(7)
     rows = stream.rows(0, 3 * stream.block_rows)
     for start, stop in ((0, 1), (5, 5), (127, 129), (200, 384)):
-        assert np.array_equal(NoiseStream(p, 7).rows(start, stop), rows[start:stop])
+        assert np.array_equal(p.noise_stream(7).rows(start, stop), rows[start:stop])
     twin = Noise(p, 7)
     assert np.array_equal([twin(t) for t in range(len(rows))], rows)
     others = [
-        NoiseStream(p, 8),
-        NoiseStream(p.with_start(2 * p.start), 7),
-        NoiseStream(case("hom").with_noise(0.5), 7),
+        p.noise_stream(8),
+        p.with_start(2 * p.start).noise_stream(7),
+        case("hom").with_noise(0.5).noise_stream(7),
     ]
     for other in others:  # independent: no correlation
         assert abs(np.corrcoef(rows.ravel(), other.rows(0, len(rows)).ravel())[0, 1]) < 5 / math.sqrt(

@@ -12,8 +12,8 @@ from quadlab.bounds import bound, bounds, evaluate, requirements, temporary_boun
 from quadlab.curvature import curvature
 from soak import PROGRAMS, draw_batch, main, run_batch, soak
 
-NAMES = [entry.name for entry in bounds() if entry.built_in]
-UPPER = [entry.name for entry in bounds() if entry.built_in and entry.kind == "upper"]
+NAMES = [entry.name for entry in bounds().of_runs if entry.built_in]
+UPPER = [entry.name for entry in bounds().of_runs if entry.built_in and entry.kind == "upper"]
 CHECKS = 20_000
 
 

@@ -111,7 +111,11 @@ def test_ranges():
         ({**ONE, "max_iterations": -1}, "received -1"),
         ({**ONE, "statistics": ["sup_lambda"]}, "received 'sup_lambda'"),
         ({**ONE, "case": "het2"}, "received 'het2'"),
-        ({**ONE, "noise": 0.1}, "noise must be 0"),
+        ({**ONE, "noise": -0.1}, "noise must be a finite number >= 0, received -0.1"),
+        ({**ONE, "noise": [[]]}, "noise must be a number"),
+        ({**ONE, "noise": 1, "noise_law": "cauchy"}, "law must be one of gaussian, uniform"),
+        ({**ONE, "noise": 1, "batch": 0}, "batch must be an integer >= 1, received 0"),
+        ({**ONE, "batch": 4}, "a noise_law or batch needs noise, received {'batch': 4}"),
         ({**ONE, "basis": {"Rotate": [1]}}, "received {'Rotate': [1]}"),
         ({**ONE, "basis": {"Rotation": [1, 2]}}, "Rotation: "),
         ({**ONE, "basis": "haar", "rotation": 1}, "rotation is a basis"),
@@ -489,3 +493,59 @@ def test_failed_runs_give_status_one(tmp_path, capsys):
     )
     assert main(["sweep", str(spec)]) == 1
     assert "1 failed" in capsys.readouterr().out
+
+
+# -- gradient noise ------------------------------------------------------------------------------------------
+
+
+def test_noise_is_an_axis_on_which_problems_and_methods_are_paired(tmp_path):
+    """The same start at every level, the same noise for every method, other noise for another replicate."""
+    spec = {
+        "product": {
+            "noise": [0, 0.5, [0.1, 0.2, 0.3]],
+            "noise_law": ["gaussian", "uniform"],
+            "method": [{"signsgd": {"learning_rate": 0.01}}, "adam:0.01:beta1=0:beta2=0:epsilon=0"],
+            "seed": range(6),
+        },
+        "fixed": {
+            "case": "het",
+            "eps": 1e-3,
+            "max_iterations": 200,
+            "batch": 4,
+            "statistics": ["weighted_l1"],
+        },
+    }
+    table = sweep(spec, store=tmp_path / "runs.sqlite", progress=False)
+    assert len(table.grid.problems) == 6 and set(table.statuses) <= {"converged", "max_iterations"}
+    sums = table.array("weighted_l1")  # noise, law, method, seed
+    assert np.ptp(table.array("initial_grad_l1"), axis=(0, 1, 2)).max() == 0.0
+    assert np.array_equal(sums[:, :, 0], sums[:, :, 1])
+    assert np.array_equal(sums[0, 0], sums[0, 1]) and not np.array_equal(sums[1, 0], sums[1, 1])
+    assert len(np.unique(sums[1])) == 2 * 6
+    run = int(np.ravel_multi_index((2, 1, 0, 3), sums.shape))
+    p = table.problem(run)
+    seed = seed_of(table.grid.problems[table.grid.problem_of[run]])
+    assert p == ql.case("het", seed=seed).with_noise([0.1, 0.2, 0.3], "uniform", batch=4)
+    alone = ql.solve(
+        p,
+        ql.SignSGD(0.01),
+        ql.GradientNorm(1e-3),
+        max_iterations=200,
+        statistics=["weighted_l1"],
+        noise_seed=seed,
+    )
+    assert alone.statistics["weighted_l1"] == sums[2, 1, 0, 3]
+
+
+def test_replicates_of_one_problem_differ_in_their_noise():
+    fixed = {"spectra": [[1, 2]], "start": [1, 1], "noise": 0.1, "method": "signsgd:0.01", "eps": 0.1}
+    spec = {"fixed": fixed, "product": {"seed": range(8)}}
+    table = sweep(spec, progress=False)
+    assert len(set(table["iterations"].tolist())) > 1
+
+
+def test_noise_of_another_length_fails_alone():
+    spec = {"case": "het", "noise": [[1, 2], 0.1], "method": "signsgd:0.01", "eps": 1, "max_iterations": 5}
+    table = sweep(spec, progress=False)
+    assert sorted(table["status"].tolist()) == ["failed", "max_iterations"]
+    assert any("noise must be a number, 3" in str(error) for error in table["error"].tolist())

@@ -6,20 +6,17 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from quadlab.cli import main
 from quadlab.sweep import engines, sweep
 from quadlab.sweep.store import Store
-from sweep_helpers import Lion
+from sweep_helpers import Lion, dask_cluster
 from sweep_kills import content
 
 GRID = {
@@ -37,7 +34,6 @@ SLOW = {
     "method": ["gd:lambda_g", "adam:0.01"],
     "eps": 1,
 }
-TESTS = str(Path(__file__).parent)
 
 
 @cache
@@ -170,35 +166,9 @@ def test_a_bad_executor_is_one_line(executor, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A scheduler and two worker processes of one thread that talk over TCP on the loopback interface."""
     pytest.importorskip("distributed")
-    environment = {**os.environ, "PYTHONPATH": TESTS}
-    environment.pop("NUMBA_NUM_THREADS", None)
-    file = tmp_path_factory.mktemp("cluster") / "scheduler.json"
-    common = ["--host", "tcp://127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
-
-    def spawn(module, *options):
-        command = [sys.executable, "-m", f"distributed.cli.{module}", *common, *options]
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-
-    scheduler = spawn("dask_scheduler", "--port", "0")
-    workers = [spawn("dask_worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
-    from distributed import Client
-
-    while not file.exists():
-        time.sleep(0.05)
-        assert scheduler.poll() is None
-    with Client(scheduler_file=str(file), set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
-        address = client.scheduler.address
-    try:
-        yield address, workers
-    finally:
-        for process in [*workers, scheduler]:
-            process.kill()
-            process.wait()
+    with dask_cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
 
 
 def test_dask_at_the_command_line(cluster, tmp_path, capsys):

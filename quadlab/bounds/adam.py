@@ -195,10 +195,10 @@ def momentum_constant(method: Any, count: float) -> float:
 def growing_count(s: Setting, slope: float, curvature: float) -> float:
     r"""Return the least T with (P epsilon + slope sqrt(F)) F <= eta T (P eps)^2.
 
-    Here F = Delta + eta^2 curvature T. Until the stop, T updates lower f by more than T (eta (P eps)^2 / G - eta^2 curvature) in all, G the first
-    factor, so that the inequality fails at each of them. The left-hand side is convex in T: the first root is
-    a bound, unless there is none, or a whole number of updates steps over both roots. Newton's iteration from
-    0 rises to the first.
+    Here F = Delta + eta^2 curvature T. Until the stop, T updates lower f by more than
+    T (eta (P eps)^2 / G - eta^2 curvature) in all, G the first factor, so that the inequality fails at each
+    of them. The left-hand side is convex in T: the first root is a bound, unless there is none, or a whole
+    number of updates steps over both roots. Newton's iteration from 0 rises to the first.
 
     Parameters
     ----------

@@ -123,6 +123,9 @@ def _evaluate(entry: Bound, setting: Setting, run: Run) -> Evaluation:
         number = math.inf
     if math.isnan(number):
         return _not_applying(entry, ("the formula gives no number",))
+    if entry.expectation:  # says nothing of a single run
+        measured = _measured(entry, setting, run)
+        return Evaluation(entry, True, (), number, measured, None, _ratio(measured, number))
     if entry.quantity == ITERATIONS:
         return _count_evaluation(entry, setting, run, number)
     return _statistic_evaluation(entry, setting, run, number)
@@ -148,9 +151,7 @@ def _count_evaluation(entry: Bound, setting: Setting, run: Run, number: float) -
 
 
 def _statistic_evaluation(entry: Bound, setting: Setting, run: Run, number: float) -> Evaluation:
-    measured = run.statistics.get(entry.quantity) if entry.measure is None else float(entry.measure(setting))
-    if measured is not None and math.isnan(measured):
-        measured = None
+    measured = _measured(entry, setting, run)
     if entry.tail_start is not None:
         # the statement covers the recorded tail only if that begins late enough, and if the run reached it
         recorded = getattr(run, TAILS[entry.quantity])
@@ -161,6 +162,14 @@ def _statistic_evaluation(entry: Bound, setting: Setting, run: Run, number: floa
         error = _statistic_error(entry, setting, run, max(abs(number), abs(measured)))
         holds = verdict.judge_statistic(entry.kind, number, measured, error=error)
     return Evaluation(entry, True, (), number, measured, holds, _ratio(measured, number))
+
+
+def _measured(entry: Bound, setting: Setting, run: Run) -> float | None:
+    """Return what the bound bounds, as the run measured it; None if it did not."""
+    if entry.quantity == ITERATIONS:
+        return float(run.iterations) if run.converged else None
+    measured = run.statistics.get(entry.quantity) if entry.measure is None else float(entry.measure(setting))
+    return None if measured is None or math.isnan(measured) else measured
 
 
 def _near(entry: Bound, setting: Setting, run: Run) -> tuple[float, float]:
@@ -223,6 +232,8 @@ def _not_applying(entry: Bound, reasons: tuple[str, ...]) -> Evaluation:
 def _failures(entry: Bound, setting: Setting) -> list[str]:
     """Return the messages of all assumptions that fail; one that needs a missing statistic passes."""
     failures = []
+    if entry.expectation is not setting.problem.is_noisy:
+        return ["a mean over gradient noise" if entry.expectation else "needs the exact gradient, not noise"]
     for item in entry.assumes:
         try:
             if not item.test(setting):

@@ -58,6 +58,7 @@ class Bound:
     tail_start: Callable[[Setting], float] | None = field(repr=False)
     measure: Callable[[Setting], float] | None = field(repr=False)
     built_in: bool
+    expectation: bool = False
     #: the evaluation of a run of another family, made once
     foreign: Evaluation = field(init=False, repr=False, compare=False)
 
@@ -73,6 +74,11 @@ class Bound:
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def statement(self) -> str:
+        """The side that it bounds, in words: "upper", or "upper on an expectation"."""
+        return f"{self.kind} on an expectation" if self.expectation else self.kind
 
     @property
     def target(self) -> str:
@@ -92,6 +98,7 @@ class Bound:
             "name": self.name,
             "summary": self.summary,
             "kind": self.kind,
+            "expectation": self.expectation,
             "form": self.form,
             "quantity": self.quantity,
             "families": None if self.families is None else list(self.families),
@@ -172,20 +179,25 @@ class BoundTable(tuple[Bound, ...]):
         return key in self.names if isinstance(key, str) else super().__contains__(key)
 
     @property
+    def of_runs(self) -> BoundTable:
+        """Those that judge a single run; the others are on expectations."""
+        return BoundTable(entry for entry in self if not entry.expectation)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names, in order."""
         return tuple(entry.name for entry in self)
 
     def __str__(self) -> str:
         rows = [("name", "kind", "quantity", "target", "formula", "source")]
-        rows += [(b.name, b.kind, b.quantity, b.target, b.formula, b.source) for b in self]
+        rows += [(b.name, b.statement, b.quantity, b.target, b.formula, b.source) for b in self]
         return aligned(rows)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head = ("name", "kind", "quantity", "target", "formula", "source", "statement")
-        rows = [(b.name, b.kind, b.quantity, b.target, b.formula, b.source, b.summary) for b in self]
+        rows = [(b.name, b.statement, b.quantity, b.target, b.formula, b.source, b.summary) for b in self]
         return html_table(head, rows)
 
 
@@ -224,6 +236,7 @@ def bound(
     status: str = "derived",
     tail_start: Callable[[Setting], float] | None = None,
     measure: Callable[[Setting], float] | None = None,
+    expectation: bool = False,
 ) -> Callable[[F], F]:
     r"""Register a function of a :class:`Setting` as a bound.
 
@@ -260,6 +273,10 @@ def bound(
         For a statement on "tail_gap" or "tail_displacement": Setting -> first index that it covers.
     measure : callable, optional
         Setting -> the measured quantity, for a statement about a constant of the problem.
+    expectation : bool
+        Whether the statement is on the mean over gradient noise: such a bound is for problems with noise,
+        judges no single run, and is tested by :func:`quadlab.expectation`. All others are for exact
+        gradients.
 
     Returns
     -------
@@ -315,6 +332,7 @@ def bound(
             tail_start=tail_start,
             measure=measure,
             built_in=built_in,
+            expectation=expectation,
         )
         return function
 

@@ -98,7 +98,7 @@ def weighted(s: Setting) -> float:
     >>> import quadlab as ql
     >>> p = ql.BlockQuadratic.from_blocks([[1.0], [4.0]], start=[4.0, 1.0], minimizer=[0.0, 0.0])
     >>> stop, statistics = ql.GradientNorm(1.0, ord=1), {"sup_lambda_g": 2.5}
-    >>> [weighted(Setting.of(p, ql.SteepestDescent("lemma", norm), stop, statistics))
+    >>> [round(weighted(Setting.of(p, ql.SteepestDescent("lemma", norm), stop, statistics)), 9)
     ...  for norm in ("l2", "linf", "block")]  # Delta = 10, P = 2
     [25.0, 25.0, 25.0]
     """

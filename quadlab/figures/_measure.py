@@ -9,14 +9,23 @@ from typing import TypeVar
 import numpy as np
 
 from quadlab.bounds import bounds
+from quadlab.bounds.adam import momentum_constant
 from quadlab.curvature import curvature, frozen_preconditioner
-from quadlab.methods import Adam, Method
+from quadlab.methods import Adam, AdamMini, Method
 from quadlab.problem import BlockQuadratic
 from quadlab.solve import BestLearningRate, best_learning_rate
 from quadlab.stopping import Stop
 
 #: Threads of a figure's runs; the numbers do not depend on it.
 THREADS = 2
+#: The panels of the figures of all upper bounds, and the families of methods in each.
+PANELS = {
+    "gd": "GD",
+    "signsgd": "SignSGD",
+    "adam": "Adam",
+    "steepest": "Steepest descent, Adam-mini",
+}
+_FAMILIES = {"steepest": ("steepest", "adam_mini")}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,16 +51,28 @@ def each(function: Callable[[T], R], items: Sequence[T], name: str, progress: bo
             raise
 
 
-def upper_bounds(family: str) -> list[str]:
-    """Return the names of the register's own upper bounds on the count of a family's methods."""
+def upper_bounds(panel: str) -> list[str]:
+    """Return the names of the register's own upper bounds on the count of the methods of a panel."""
+    families = _FAMILIES.get(panel, (panel,))
     return [
         b.name
-        for b in bounds()
+        for b in bounds().of_runs
         if b.built_in
         and b.kind == "upper"
         and b.quantity == "iterations"
-        and family in (b.families or (family,))
+        and not set(families).isdisjoint(b.families or families)
     ]
+
+
+def short_rate(p: BlockQuadratic, eps: float, method: Adam | AdamMini, share: float, growth: float) -> float:
+    """Return the step that spends a share of (P eps)^2 on eta G M C, for the bounds on Adam with momentum.
+
+    G is the start's ||g||_1 and P epsilon, times `growth`; the target is eps of the start's ||g||_1.
+    """
+    c, gradient = curvature(p), float(np.abs(p.gradient(p.start)).sum())
+    m = c.m_star_upper if isinstance(method, Adam) else c.size * c.parameter_weighted
+    spent = growth * (gradient + p.size * method.epsilon) * m * momentum_constant(method, math.inf)
+    return share * (eps * gradient) ** 2 / spent
 
 
 def number(value: float | None, digits: int = 5) -> float | int | None:
@@ -82,12 +103,19 @@ def natural_rate(problem: BlockQuadratic, method: Method) -> float:
 
 
 def best_constant(
-    problem: BlockQuadratic, method: Method, stop: Stop, *, cap: int, per_decade: int = 5, refine: int = 11
+    problem: BlockQuadratic,
+    method: Method,
+    stop: Stop,
+    *,
+    cap: int,
+    per_decade: int = 5,
+    refine: int = 11,
+    high: float = 1.0,
 ) -> BestLearningRate:
     """Return the best constant learning rate over a log grid, then over a finer one around the best.
 
-    The first grid covers, in powers of ten of `natural_rate`, -5 to 1; -2 to 0.2 for frozen Adam and -0.45 to
-    0.05 for GD, whose best lie a factor below the edge of stability (for GD a known one, at most 2).
+    The first grid covers, in powers of ten of `natural_rate`, -5 to `high`; -2 to 0.2 for frozen Adam and
+    -0.45 to 0.05 for GD, whose best lie a factor below the edge of stability (for GD a known one, at most 2).
 
     The caps rise tenfold up to `cap`, and the search ends at the first that lets a run converge: a run that
     needs more updates than that cannot be the best.
@@ -102,8 +130,10 @@ def best_constant(
         Points a decade of the first grid; GD has 20.
     refine : int
         Points of the finer grid, which covers two gaps of the first; 0 for none.
+    high : float
+        The end of the first grid; Adam with a large epsilon takes long steps.
     """
-    low, high = -5.0, 1.0
+    low = -5.0
     if method.family == "gd":
         low, high, per_decade = -0.45, 0.05, 20
     elif isinstance(method, Adam) and method.frozen:

@@ -10,6 +10,7 @@ its cap is either inconclusive, and drawn as such at the cap, or violated; nothi
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from quadlab.bases import Rotation
 from quadlab.bounds import evaluate, requirements
 from quadlab.curvature import curvature, frozen_preconditioner
 from quadlab.figures import style
-from quadlab.figures._measure import each, number, upper_bounds
-from quadlab.methods import GD, Adam, FrozenAdam, Method, SignSGD
+from quadlab.figures._measure import PANELS, each, number, short_rate, upper_bounds
+from quadlab.methods import GD, Adam, AdamMini, FrozenAdam, Method, SignSGD, SteepestDescent
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import solve
@@ -27,9 +28,8 @@ from quadlab.spectra import LogUniform, MarchenkoPastur, PowerLaw, Spectrum, Two
 from quadlab.steps import l1_target
 from quadlab.stopping import Gap, GradientNorm, Stop
 
-HEIGHT = 7.0
+HEIGHT = 9.0
 
-PANELS = {"gd": "GD", "signsgd": "SignSGD", "adam": "Adam"}
 PROBLEMS, QUICK_PROBLEMS = 2000, 150
 SIZES = (10, 1000)
 MAX_BLOCKS, MAX_BLOCK = 10, 100
@@ -105,7 +105,12 @@ def random_run(family: str, p: BlockQuadratic, rng: np.random.Generator) -> tupl
             rng.uniform(0.5, 1.5) * l1_target(p, stop) / c.m_star_upper,
         )
         return SignSGD(rates[kind]), stop
+    if family == "steepest":
+        return _relative(p, rng)
     gradient = np.abs(p.gradient(p.start))
+    kind = rng.integers(5)
+    if kind == 4:
+        return _averaged(p, rng, Adam)
     if kind == 0 and gradient.all():
         safe = frozen_preconditioner(p).safe_learning_rate
         return FrozenAdam("optimal" if rng.random() < 0.5 else safe), stop
@@ -120,6 +125,30 @@ def random_run(family: str, p: BlockQuadratic, rng: np.random.Generator) -> tupl
     eps = 10.0 ** rng.uniform(-1.0, -0.2)  # the step of adam.a_posteriori falls as eps^2, the count as eps^-4
     rate = rng.uniform(0.3, 1.0) * eps**2 * float(gradient.sum()) / c.m_star_upper
     return Adam(rate, beta1=0.0, beta2=beta2), GradientNorm(eps, 1, True)
+
+
+def _averaged(p: BlockQuadratic, rng: np.random.Generator, maker: Any) -> tuple[Method, Stop]:
+    """Return Adam or Adam-mini with a step short enough for a bound with momentum, some before the run."""
+    eps = 10.0 ** rng.uniform(-0.5, -0.05)
+    beta1, beta2 = ((0.0, 0.0), (0.0, 0.5), (0.5, 0.9))[rng.integers(3)]
+    method = maker(1.0, beta1=beta1, beta2=beta2)
+    rate = short_rate(p, eps, method, rng.uniform(0.1, 1.0), 10.0 ** rng.uniform(0.0, 1.0))
+    return replace(method, learning_rate=rate), GradientNorm(eps, 1, True)
+
+
+def _relative(p: BlockQuadratic, rng: np.random.Generator) -> tuple[Method, Stop]:
+    """Return steepest descent or Adam-mini."""
+    c, stop = curvature(p), random_stop(rng)
+    rule = "lemma" if rng.random() < 0.5 else "line_search"
+    if rng.random() < 0.5:
+        if rng.random() < 0.5:
+            return AdamMini(rule, beta1=0.0, beta2=0.0, epsilon=0.0), stop
+        return _averaged(p, rng, AdamMini)
+    norm = ("l2", "linf", "block")[rng.integers(3)]
+    if rng.random() < 0.5:
+        return SteepestDescent(rule, norm), stop
+    largest = {"l2": c.largest, "linf": c.m_star_upper, "block": float(c.block_norms.sum())}[norm]
+    return SteepestDescent(rng.uniform(0.2, 1.95) / largest, norm), stop
 
 
 def cap_of(p: BlockQuadratic) -> int:

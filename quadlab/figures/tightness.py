@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,15 @@ import numpy as np
 from quadlab.bounds import bounds, evaluate, requirements
 from quadlab.curvature import curvature, frozen_preconditioner
 from quadlab.figures import style
-from quadlab.figures._measure import each, number, numbers, upper_bounds
-from quadlab.methods import GD, Adam, FrozenAdam, Method, SignSGD
+from quadlab.figures._measure import PANELS, each, number, numbers, short_rate, upper_bounds
+from quadlab.methods import GD, Adam, AdamMini, FrozenAdam, Method, SignSGD, SteepestDescent
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import solve_many
 from quadlab.stopping import Gap, GradientNorm, Stop
 
-HEIGHT = 6.6
+HEIGHT = 8.6
 
-FAMILIES = {"gd": "GD", "signsgd": "SignSGD", "adam": "Adam"}
 BLOCKS = 4
 BASE = {"kappa": 100.0, "size": 16, "eps": 0.1}
 SWEEPS: dict[str, list[float]] = {
@@ -57,7 +57,20 @@ def _short(p: BlockQuadratic, eps: float) -> Method:
     return Adam(0.5 * eps**2 * gradient / curvature(p).m_star_upper, beta1=0.0, beta2=0.99)
 
 
-#: (family, method of problem and eps, test): every bound is read from the first run it applies to.
+def _averaged(maker: Any, before: bool) -> Callable[[BlockQuadratic, float], Method]:
+    """Return Adam or Adam-mini with momentum and a step for which there is a bound, also before the run."""
+
+    def make(p: BlockQuadratic, eps: float) -> Method:
+        method, growth = maker(1.0, beta1=0.5, beta2=0.9), 1.2
+        if before:
+            gradient = float(np.abs(p.gradient(p.start)).sum())
+            growth = math.sqrt(2.0 * p.size * curvature(p).parameter_weighted * p.value(p.start)) / gradient
+        return replace(method, learning_rate=short_rate(p, eps, method, 0.35, growth))
+
+    return make
+
+
+#: (panel, method of problem and eps, test): every bound is read from the first run it applies to.
 RUNS: list[tuple[str, Callable[[BlockQuadratic, float], Method], int]] = [
     ("gd", lambda p, eps: GD("lambda_g"), L2),
     ("gd", lambda p, eps: GD("lambda_g"), L1),
@@ -70,8 +83,14 @@ RUNS: list[tuple[str, Callable[[BlockQuadratic, float], Method], int]] = [
     ("adam", _safe, GAP),
     ("adam", _soft, GAP),
     ("adam", _short, L1),
+    ("adam", _averaged(Adam, before=False), L1),
+    ("adam", _averaged(Adam, before=True), L1),
     ("adam", lambda p, eps: Adam("lemma"), L1),
     ("adam", lambda p, eps: Adam("lemma"), L2),
+    ("steepest", lambda p, eps: SteepestDescent("lemma", "block"), L2),
+    ("steepest", lambda p, eps: SteepestDescent(1.0 / curvature(p).block_norms.sum(), "block"), L2),
+    ("steepest", lambda p, eps: AdamMini("lemma", beta1=0.0, beta2=0.0, epsilon=0.0), L1),
+    ("steepest", _averaged(AdamMini, before=True), L1),
 ]
 #: The test each bound is stated for, where it is not the first one it applies with.
 NATIVE = {"lemma.direction_l1": L1, "lemma.direction_l2": L2}
@@ -92,14 +111,14 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
     draws = 3 if quick else 9
     cap = QUICK_CAP if quick else CAP
     sweeps = {axis: values[:: 2 if quick else 1] for axis, values in SWEEPS.items()}
-    names = {family: upper_bounds(family) for family in FAMILIES}
+    names = {family: upper_bounds(family) for family in PANELS}
 
     def measure(item: tuple[str, float]) -> dict[str, dict[str, dict[str, Any]]]:
         axis, value = item
         at = {**BASE, axis: value}
         problems = [problem(at["kappa"], int(at["size"]), seed) for seed in range(draws)]
         limit = int(min(cap, BUDGET / problems[0].packed().data.size))
-        found: dict[str, dict[str, dict[str, Any]]] = {family: {} for family in FAMILIES}
+        found: dict[str, dict[str, dict[str, Any]]] = {family: {} for family in PANELS}
         for family, method, test in RUNS:
             wanted = [n for n in names[family] if n not in found[family] and NATIVE.get(n, test) == test]
             methods, stop = [method(p, at["eps"]) for p in problems], _stop(test, at["eps"])
@@ -140,7 +159,7 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
                 }
                 for name in names[family]
             }
-            for family in FAMILIES
+            for family in PANELS
         },
     }
 
@@ -208,9 +227,7 @@ def draw(figure: Any, data: dict[str, Any]) -> None:
         "markerfacecolor": "none",
         "markeredgewidth": 0.6,
     }
-    for part, (family, curves) in zip(
-        figure.subfigures(len(FAMILIES), 1), data["ratios"].items(), strict=True
-    ):
+    for part, (family, curves) in zip(figure.subfigures(len(PANELS), 1), data["ratios"].items(), strict=True):
         axes = part.subplots(1, len(AXES), sharey=True)
         looks = style.bound_looks(list(curves))
         ended: list[tuple[Any, str]] = []
@@ -236,7 +253,7 @@ def draw(figure: Any, data: dict[str, Any]) -> None:
             ax.minorticks_off()
             style.grid(ax)
         axes[0].set_ylabel("measured / bound")
-        axes[0].set_title(FAMILIES[family], fontweight="bold", loc="left")
+        axes[0].set_title(PANELS[family], fontweight="bold", loc="left")
         style.bound_legend(part, axes[0], ended, 1.6)
 
 

@@ -12,13 +12,15 @@ The names fall into two halves. Those of the **problem** are one of
 
 with ``rotation`` (an angle) short for ``basis`` and ``seed`` the replicate. Those of the **run** are
 ``method`` and its hyperparameters, ``stop`` ("l1", "l2", "linf", "gap"), ``eps``, ``relative``,
-``max_iterations`` and ``statistics``.
+``max_iterations``, ``statistics``, and gradient noise: ``noise`` (a level, one a block or one a coordinate),
+``noise_law`` and ``batch``, as in `BlockQuadratic.with_noise`.
 
 A law, basis or schedule is written ``{Name: arguments}``, such as ``{"LogUniform": [1, 100]}``,
 ``{"Rotation": [0.3]}``, ``{"cosine": [0.1, 1000]}``. A method of your own is ``"module:name"``.
 
 **Seeds.** The problem's seed is a hash of the problem's half alone. So another value on an axis changes no
-other run, and all methods meet the same problems.
+other run, and all methods meet the same problems at all noise levels. The seed of the noise is the same
+hash: methods meet the same noise, replicates another.
 """
 
 from __future__ import annotations
@@ -58,14 +60,14 @@ PROBLEM_STATISTICS: dict[str, Callable[[BlockQuadratic], float | None]] = {
     "mean_jensen_shannon": mean_jensen_shannon,
 }
 
-_OPTIONS = ("basis", "storage", "gradient_norms", "direction", "start", "minimizer", "noise")
+_OPTIONS = ("basis", "storage", "gradient_norms", "direction", "start", "minimizer")
 _PROBLEM_NAMES = {
     "case", "spectra", "sizes", "top", "problem", "problem_digest", "seed", "rotation", "blocks",
     "condition_number", "hessian_spread", "gradient_spread", "correlation", *_OPTIONS,
 }  # fmt: skip
 RUN_NAMES = {
     "method", "method_digest", "method_options", *HYPERPARAMETERS, "stop", "eps", "relative",
-    "max_iterations", "statistics",
+    "max_iterations", "statistics", "noise", "noise_law", "batch",
 }  # fmt: skip
 
 _LAWS = ("Listed", "TwoPoint", "LogUniform", "PowerLaw", "MarchenkoPastur", "Density")
@@ -269,12 +271,7 @@ def build_problem(canonical: str) -> BlockQuadratic:
     >>> build_problem('{"blocks":4,"condition_number":100,"hessian_spread":10,"sizes":3}')
     <BlockQuadratic: 12 parameters in 4 blocks, norms 10 to 100>
     """
-    problem = _problem(json.loads(canonical), seed_of(canonical))
-    if problem.noise.any():
-        # Its place: the draws of a run will be keyed by seed_of this half, so that methods share them.
-        level = float(problem.noise.max())
-        raise ValueError(f"noise must be 0, runs with gradient noise are not there yet, received {level:g}")
-    return problem
+    return _problem(json.loads(canonical), seed_of(canonical))
 
 
 def _problem(options: dict[str, Any], seed: int) -> BlockQuadratic:
@@ -417,6 +414,25 @@ class Setting:
     max_iterations: int
     statistics: tuple[str, ...]
     problem_statistics: tuple[str, ...]
+    noise: dict[str, Any]
+
+    def noisy(self, problem: BlockQuadratic) -> BlockQuadratic:
+        """Return the problem with the run's gradient noise; its own where the run names none."""
+        return problem.with_noise(**self.noise) if self.noise else problem
+
+
+#: Name -> argument of `BlockQuadratic.with_noise`.
+_NOISE = {"noise": "noise", "noise_law": "law", "batch": "batch"}
+
+
+def _check_noise(noise: dict[str, Any]) -> None:
+    """Raise ValueError for noise that no problem can have."""
+    if noise:
+        if "noise" not in noise:
+            raise ValueError(f"a noise_law or batch needs noise, received {shown(noise)}")
+        level = noise["noise"]
+        size = max(1, len(level)) if isinstance(level, list) else 1
+        BlockQuadratic.from_spectra([[1.0]] * size, start=np.ones(size)).with_noise(**noise)
 
 
 def build_setting(canonical: str) -> Setting:
@@ -447,6 +463,8 @@ def build_setting(canonical: str) -> Setting:
         if name not in STATISTICS and name not in PROBLEM_STATISTICS:
             known = ", ".join([*STATISTICS, *PROBLEM_STATISTICS])
             raise ValueError(f"statistics must be among {known}, received {shown(name)}")
+    noise = {key: options.pop(name) for name, key in _NOISE.items() if name in options}
+    _check_noise(noise)
     name, digest = options.pop("method"), options.pop("method_digest", None)
     if name in METHODS:
         maker: Any = METHODS[name]
@@ -466,4 +484,4 @@ def build_setting(canonical: str) -> Setting:
     if not isinstance(method, Method):
         raise ValueError(f"{name} must be a method, received {shown(method)}")
     own = tuple(n for n in names if n in PROBLEM_STATISTICS)
-    return Setting(method, stop, cap, tuple(n for n in names if n not in own), own)
+    return Setting(method, stop, cap, tuple(n for n in names if n not in own), own, noise)

@@ -33,8 +33,8 @@ from quadlab._arrays import shown
 from quadlab.bases import one_blas_thread
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
-from quadlab.solve import MAX_LANE_HESSIAN, solve_many
-from quadlab.sweep.configuration import PROBLEM_STATISTICS, Setting, build_problem, build_setting
+from quadlab.solve import MAX_LANE_HESSIAN, MAX_LANES, solve_many
+from quadlab.sweep.configuration import PROBLEM_STATISTICS, Setting, build_problem, build_setting, seed_of
 from quadlab.sweep.grid import canonical, versions
 from quadlab.sweep.store import FAILED
 
@@ -42,8 +42,6 @@ from quadlab.sweep.store import FAILED
 PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
-#: Problems of a pack that fill the lanes.
-FULL_LANES = 64
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
 #: Times a pack may die with its worker before it runs alone.
@@ -109,11 +107,11 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     lanes = False
     with _ONE_THREAD:
         while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
-            batch: list[tuple[BlockQuadratic | Exception, list[str]]] = []
+            batch: list[tuple[BlockQuadratic | Exception, list[str], int]] = []
             held, start = 0, perf_counter()
             for text, settings in pack[len(outcomes) :]:
                 problem = _attempt(build_problem, text)
-                batch.append((problem, settings))
+                batch.append((problem, settings, seed_of(text)))
                 if isinstance(problem, BlockQuadratic):
                     entries = problem.packed().data.size
                     lanes = entries <= MAX_LANE_HESSIAN
@@ -131,11 +129,11 @@ def _attempt(function: Callable[[str], Any], text: str) -> Any:
         return error
 
 
-def _run_batch(batch: list[tuple[Any, list[str]]], start: float) -> list[list[Outcome]]:
+def _run_batch(batch: list[tuple[Any, list[str], int]], start: float) -> list[list[Outcome]]:
     settings: dict[str, Any] = {}
     results: list[list[Any]] = []
     together: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    for k, (problem, texts) in enumerate(batch):
+    for k, (problem, texts, _) in enumerate(batch):
         results.append([problem] * len(texts))
         for j, text in enumerate(texts):
             if text not in settings:
@@ -145,25 +143,28 @@ def _run_batch(batch: list[tuple[Any, list[str]]], start: float) -> list[list[Ou
             elif isinstance(problem, BlockQuadratic):
                 together.setdefault(settings[text].statistics, []).append((k, j))
     for statistics, places in together.items():
-        jobs = [(batch[k][0], settings[batch[k][1][j]]) for k, j in places]
+        jobs = [(batch[k][0], settings[batch[k][1][j]], batch[k][2]) for k, j in places]
         for (k, j), result in zip(places, _solve(jobs, statistics), strict=True):
             results[k][j] = result
     share = (perf_counter() - start) / max(1, sum(map(len, results)))
     return [
         [_outcome(result, settings[text], share) for result, text in zip(row, texts, strict=True)]
-        for row, (_, texts) in zip(results, batch, strict=True)
+        for row, (_, texts, _) in zip(results, batch, strict=True)
     ]
 
 
-def _solve(jobs: list[tuple[BlockQuadratic, Setting]], statistics: tuple[str, ...]) -> list[Run | Exception]:
+def _solve(
+    jobs: list[tuple[BlockQuadratic, Setting, int]], statistics: tuple[str, ...]
+) -> list[Run | Exception]:
     """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
     try:
         return list(
             solve_many(
-                [problem for problem, _ in jobs],
-                [setting.method for _, setting in jobs],
-                [setting.stop for _, setting in jobs],
-                max_iterations=[setting.max_iterations for _, setting in jobs],
+                [setting.noisy(problem) for problem, setting, _ in jobs],
+                [setting.method for _, setting, _ in jobs],
+                [setting.stop for _, setting, _ in jobs],
+                max_iterations=[setting.max_iterations for _, setting, _ in jobs],
+                noise_seed=[seed for *_, seed in jobs],
                 statistics=statistics,
                 progress=False,
             )
@@ -429,7 +430,7 @@ class Packs:
         fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
         count = min(math.ceil(self.seconds / cost), fair)
         if self._lanes:
-            count = max(count, FULL_LANES)
+            count = max(count, MAX_LANES)  # a method's runs of them fill the lanes
         count = max(1, min(count, 8 * self._count, len(self.groups)))
         return _Pack([self.groups.popleft() for _ in range(count)])
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from quadlab._arrays import shown
 from quadlab.problem import BlockQuadratic
-from quadlab.sweep.configuration import build_problem
+from quadlab.sweep.configuration import build_problem, build_setting
 from quadlab.sweep.grid import Grid, canonical
 from quadlab.sweep.store import FAILED, Row
 
@@ -101,7 +101,8 @@ class Table:
 
     def problem(self, run: int) -> BlockQuadratic:
         """Return the problem of a run, built anew."""
-        return build_problem(self.grid.problems[self.grid.problem_of[run]])
+        setting = build_setting(self.grid.settings[self.grid.setting_of[run]])
+        return setting.noisy(build_problem(self.grid.problems[self.grid.problem_of[run]]))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the runs as plain data, None where a run has no value."""

@@ -182,7 +182,8 @@ def assert_bound_holds(
     AssertionError
         If the bound is violated, with the run.
     ValueError
-        If the bound does not apply to the one run given.
+        If the bound does not apply to the one run given, or is on an expectation
+        (:func:`quadlab.expectation`).
 
     Examples
     --------
@@ -192,6 +193,10 @@ def assert_bound_holds(
     >>> assert_bound_holds("signsgd.m_star", max_examples=10)
     """
     (entry,) = select(bound)
+    if entry.expectation:
+        raise ValueError(
+            f"no single run violates {entry.name}, a bound on an expectation: see ql.expectation"
+        )
     given = (problem, method, stop)
     drawing = any(isinstance(value, st.SearchStrategy) for value in given)
     if not (drawing or problem is None or method is None):

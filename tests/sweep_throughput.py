@@ -1,0 +1,135 @@
+"""What a sweep costs beside the bare solver: ``python tests/sweep_throughput.py [--seeds N] [--dask]``.
+
+The same runs, of the same problems built from the same text, are made in three ways:
+
+- **bare**: all problems are built, then one call of ``solve_many``;
+- **cut**: the same, with as many problems at a time as fill a pack: what cutting alone costs;
+- **sweep**: ``sweep`` with a store on disk, from the grid to the table; with ``--dask`` also on a scheduler
+  and two worker processes that talk over TCP.
+
+What is compared is CPU time (the scheduler's and the workers' too), which other work on the machine disturbs
+less than wall time. The ways alternate; ratios are of one round, and what is printed is their median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from quadlab.bases import one_blas_thread
+from quadlab.kernels import entry
+from quadlab.solve import solve_many
+from quadlab.sweep import read_grid, sweep
+from quadlab.sweep.configuration import build_problem, build_setting
+from quadlab.sweep.grid import Grid
+from sweep_helpers import dask_cluster
+
+METHODS = ["gd:lambda_g", "signsgd:lambda_p", "adam:0.01"]
+STOP = {"eps": 1e-3, "relative": True}
+CONDITIONS = {"condition_number": [10, 100, 1000], "hessian_spread": [1, 10]}
+
+
+def workloads(seeds: int) -> dict[str, dict[str, Any]]:
+    """Grids of 18 runs a seed: the shortest runs there are, the documentation's example, and larger ones."""
+    cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(3 * seeds)}
+    family = {**CONDITIONS, "method": METHODS, "seed": range(seeds)}
+    return {
+        "9 parameters": {"fixed": STOP, "product": cases},
+        "32 parameters": {"fixed": {"blocks": 8, "sizes": 4, **STOP}, "product": family},
+        "128 parameters": {"fixed": {"blocks": 8, "sizes": 16, **STOP}, "product": family},
+    }
+
+
+def bare(grid: Grid, at_a_time: int) -> None:
+    """Build and solve so many problems at a time."""
+    settings = [build_setting(text) for text in grid.settings]
+    of: list[list[int]] = [[] for _ in grid.problems]
+    for problem, setting in zip(grid.problem_of.tolist(), grid.setting_of.tolist(), strict=True):
+        of[problem].append(setting)
+    with one_blas_thread():
+        for begin in range(0, len(of), at_a_time):
+            some = range(begin, min(begin + at_a_time, len(of)))
+            built = {k: build_problem(grid.problems[k]) for k in some}
+            runs = [(built[k], settings[j]) for k in some for j in of[k]]
+            solve_many(
+                [problem for problem, _ in runs],
+                [setting.method for _, setting in runs],
+                [setting.stop for _, setting in runs],
+                progress=False,
+            )
+
+
+def swept(spec: dict[str, Any], pack_seconds: float, executor: Any = None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        table = sweep(spec, Path(folder) / "s.sqlite", executor, pack_seconds=pack_seconds, progress=False)
+    assert set(table.statuses) == {"converged"}
+
+
+def cost(function: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
+    gc.collect()
+    begin = clock()
+    function()
+    return clock() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pack-seconds", type=float, nargs="+", default=[0.1, 0.5])
+    parser.add_argument("--dask", action="store_true")
+    options = parser.parse_args()
+    entry.compile_all()
+    with ExitStack() as stack:
+        client: Any = None
+        if options.dask:
+            from distributed import Client
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            address, _ = stack.enter_context(dask_cluster(Path(folder)))
+            client = stack.enter_context(Client(address, set_as_default=False))
+
+        def everywhere() -> float:
+            workers = client.run(time.process_time).values()
+            return time.process_time() + client.run_on_scheduler(time.process_time) + sum(workers)
+
+        for name, spec in workloads(options.seeds).items():
+            grid = read_grid(spec)
+            bare(grid, len(grid))
+            alone = cost(lambda grid=grid: bare(grid, len(grid)))
+            for seconds in options.pack_seconds:
+                pack = max(64, round(seconds / alone * len(grid.problems)))
+                ratios: dict[str, list[float]] = {"cut": [], "sweep": [], "Dask": []}
+                costs, wall = [], []
+                for _ in range(options.rounds):
+                    costs.append(cost(lambda grid=grid: bare(grid, len(grid))))
+                    ratios["cut"].append(cost(lambda grid=grid, n=pack: bare(grid, n)) / costs[-1])
+                    ratios["sweep"].append(cost(lambda spec=spec, s=seconds: swept(spec, s)) / costs[-1])
+                    if client is not None:
+                        begin = time.perf_counter()
+                        spent = cost(lambda spec=spec, s=seconds: swept(spec, s, client), everywhere)
+                        wall.append(time.perf_counter() - begin)
+                        ratios["Dask"].append(spent / costs[-1])
+                told = ", ".join(
+                    f"{way} {median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+                    for way, values in ratios.items()
+                    if values
+                )
+                rate = len(grid) / median(costs)
+                dask = f"; Dask {len(grid) / median(wall):,.0f} runs a second of wall time" if wall else ""
+                print(
+                    f"{name}, {len(grid):,} runs, bare {rate:,.0f} a second of CPU, packs of {seconds:g} s "
+                    f"or {pack} problems; CPU over bare: {told}{dask}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
