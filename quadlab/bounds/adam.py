@@ -261,14 +261,18 @@ def _ready(s: Setting) -> bool:
     return _is_frozen(s) and not _preconditioner_problem(s)
 
 
+def _most(s: Setting) -> str:
+    return "below" if s.method.beta1 else "at most"
+
+
 frozen_stable = Assumption(
     lambda s: (
         not _ready(s)
         or is_stable((1.0 - s.method.beta1) * s.step * preconditioner(s).largest, s.method.beta1)
     ),
     lambda s: (
-        f"eta must be {'below' if s.method.beta1 else 'at most'} {stability_edge(s.method.beta1):.6g} / a_max "
-        f"= {stability_edge(s.method.beta1) / preconditioner(s).largest:.6g}, it is {s.step:.6g}"
+        f"eta must be {_most(s)} {stability_edge(s.method.beta1):.6g} / a_max = "
+        f"{stability_edge(s.method.beta1) / preconditioner(s).largest:.6g}, it is {s.step:.6g}"
     ),
 )
 uncorrected = Assumption(
