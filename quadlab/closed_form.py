@@ -184,6 +184,22 @@ def _second_order(
         )
 
 
+def stability_edge(momentum: float, nesterov: bool = False) -> float:
+    r"""Return the largest z at which :math:`|r(t)|` stays bounded; with momentum only below it does r vanish.
+
+    Parameters
+    ----------
+    momentum : float in [0, 1)
+    nesterov : bool
+
+    Examples
+    --------
+    >>> stability_edge(0.0), stability_edge(0.5), stability_edge(0.5, nesterov=True)
+    (2.0, 3.0, 1.5)
+    """
+    return 2.0 * (1.0 + momentum) / (1.0 + 2.0 * momentum if nesterov else 1.0)
+
+
 class _Sum:
     """The sum over modes of exp(logs) r(t)^2, for t >= 1."""
 
@@ -373,11 +389,11 @@ def linear_iteration(problem: BlockQuadratic, method: Method, learning_rate: flo
     if learning_rate is None:
         raise ValueError(f"closed_form needs a constant learning_rate, received {method.learning_rate!s}")
     if isinstance(method, GD):
-        eigenvalues, edge = problem.eigenvalues, _edge(method.momentum, method.nesterov)
+        eigenvalues, edge = problem.eigenvalues, stability_edge(method.momentum, method.nesterov)
     elif isinstance(method, Adam):
         _check_frozen(method)
         eigenvalues = frozen_preconditioner(problem).eigenvalues
-        edge = _edge(method.beta1) / (1.0 - method.beta1)
+        edge = stability_edge(method.beta1) / (1.0 - method.beta1)
     else:
         raise ValueError(f"closed_form goes with GD and with Adam of beta2 = 1, received {method}")
     top = float(eigenvalues.max())
@@ -408,11 +424,6 @@ def linear_iteration(problem: BlockQuadratic, method: Method, learning_rate: flo
         {"gap": by_gap, "grad_l2": by_norm},
         lambda t: problem.minimizer + problem.from_eigenbasis(all_modes.values(t) * x),
     )
-
-
-def _edge(momentum: float, is_nesterov: bool = False) -> float:
-    """Return the largest z at which all modes are stable."""
-    return 2.0 * (1.0 + momentum) / (1.0 + 2.0 * momentum if is_nesterov else 1.0)
 
 
 def _check_frozen(method: Adam) -> None:

@@ -114,15 +114,13 @@ def workers(names: Sequence[Any], threads: Sequence[int] = THREADS) -> Iterator[
 
 
 _run: bench_peers.Run
-_work: Work
-_calls = 1
+_calls: int
 
 
 def prepare(peer: str, work: Work) -> None:
     """Build and compile a peer's run, in the worker."""
-    global _run, _work
-    _work = work
-    _run = PEERS[peer](work)
+    global _run, _calls
+    _run, _calls = PEERS[peer](work), 1
     _run(2)
 
 
@@ -141,6 +139,27 @@ def measure(cap: int) -> float:
     for _ in range(_calls):
         _run(cap)
     return (time.perf_counter() - begin) / _calls
+
+
+def counted(cap: int) -> tuple[float, np.ndarray]:
+    """Seconds of one run, and its counts."""
+    begin = time.perf_counter()
+    counts = _run(cap)
+    return time.perf_counter() - begin, counts
+
+
+def tune() -> tuple[int, int]:
+    """Two caps between which a run takes long enough to be measured."""
+    once, high = measure(1), 4
+    while measure(high) < once + max(4.0 * LEAST, 2.0 * once):
+        high *= 4
+    return high // 4, high
+
+
+def per_iteration(low: int, high: int) -> float:
+    """Seconds an iteration of all runs, between two caps: without what a call costs once."""
+    short, long = measure(low), measure(high)
+    return (long - short) / (high - low)
 
 
 def alternate(measures: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, list[float]]:
@@ -287,16 +306,16 @@ def batch(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, An
             for own_hessian in (False, True):
                 for method in METHODS:
                     work = batch_work(case, method, own_hessian, side, cap)
-                    counts = {}
+                    counts: dict[Any, np.ndarray] = {}
                     measures = {}
-                    for (peer, threads), worker in pool.items():
-                        if own_hessian and threads == 1:
-                            continue
-                        worker(prepare, peer, _threaded(work, threads))
-                        counts[peer, threads] = worker(warm, cap)
-                        measures[peer, threads] = _later(worker, measure, cap)
+                    for key, worker in pool.items():
+                        peer, threads = key
+                        if not (own_hessian and threads == 1):
+                            worker(prepare, peer, _threaded(work, threads))
+                            measures[key] = _counting(worker, cap, counts, key)
+                    taken = alternate(measures, repeats)
                     mine = next(count for (peer, _), count in counts.items() if peer == "quadlab")
-                    for (peer, threads), seconds in alternate(measures, repeats).items():
+                    for (peer, threads), seconds in taken.items():
                         count = counts[peer, threads]
                         useful, lanes = int(count.sum()), int(count.size * count.max())
                         rows.append(
@@ -319,6 +338,14 @@ def batch(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, An
                     shown = "one H a lane" if own_hessian else "one H"
                     say(f"{shown}, {_told(rows, case=case, method=method, hessian=rows[-1]['hessian'])}")
     return {"side": side, "cap": cap, "rows": rows}
+
+
+def _counting(worker: Worker, cap: int, counts: dict[Any, np.ndarray], key: Any) -> Callable[[], float]:
+    def seconds() -> float:
+        taken, counts[key] = worker(counted, cap)
+        return taken
+
+    return seconds
 
 
 # -- the machine ---------------------------------------------------------------------------------------------
@@ -358,12 +385,6 @@ def gemm_rate() -> float:
     return 2.0 * a.shape[0] ** 3 / (time.perf_counter() - begin)
 
 
-def per_iteration(low: int, high: int) -> float:
-    """Seconds an iteration of all runs, between two caps: without what a call costs once."""
-    short, long = measure(low), measure(high)
-    return (long - short) / (high - low)
-
-
 def diagonal(size: int) -> ql.BlockQuadratic:
     """A diagonal problem, made without random numbers so that 10^8 take seconds."""
     return ql.BlockQuadratic.from_blocks([np.linspace(1.0, 1000.0, size)], start=np.linspace(-1.0, 1.0, size))
@@ -374,12 +395,12 @@ def prepare_diagonal(peer: str, size: int) -> None:
 
 
 def prepare_dense(blocks: int, size: int, runs: int, threads: int) -> None:
-    """GD on dense blocks from many starts."""
+    """GD on dense blocks from many starts, with a step that reaches no end."""
     law = ql.LogUniform(1.0, 100.0)
     problem = ql.BlockQuadratic.from_spectra(law, sizes=[size] * blocks, basis="haar", seed=0)
     rng = np.random.default_rng(0)
     problems = [problem.with_start(rng.standard_normal(problem.size)) for _ in range(runs)]
-    prepare("quadlab", Work(problems, "gd", [1e-3] * runs, NEVER, 0, threads))
+    prepare("quadlab", Work(problems, "gd", [1e-9] * runs, NEVER, 0, threads))
 
 
 def roofline(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -394,7 +415,7 @@ def roofline(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str,
             for peer in ("quadlab", "optax"):
                 worker = pool[peer, threads]
                 worker(prepare_diagonal, peer, size)
-                measures[peer] = _later(worker, per_iteration, 3, 9)
+                measures[peer] = _later(worker, per_iteration, *worker(tune))
             seconds = alternate(measures, repeats)
             triad = float(np.median(seconds.pop("triad")))
             for peer, taken in seconds.items():
@@ -406,8 +427,9 @@ def roofline(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str,
             for threads in THREADS:
                 machine, worker = pool["machine", threads], pool["quadlab", threads]
                 worker(prepare_dense, blocks, block, runs, threads)
+                caps = worker(tune)
                 seconds = alternate(
-                    {"dgemm": _later(machine, gemm_rate), "quadlab": _later(worker, per_iteration, 20, 120)},
+                    {"dgemm": _later(machine, gemm_rate), "quadlab": _later(worker, per_iteration, *caps)},
                     repeats,
                 )
                 rate = 2.0 * runs * blocks * block**2 / float(np.median(seconds["quadlab"]))
@@ -460,9 +482,8 @@ def growth(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, A
             worker(prepare_diagonal, "quadlab", 1000)
             before = worker(peak_memory)
             worker(prepare_diagonal, "quadlab", size)
-            low = max(1, 2 * 10**6 // size)
-            high = low + max(3, 10**7 // size)
-            seconds = [worker(per_iteration, low, high) for _ in range(repeats if size < 10**8 else 2)]
+            caps = worker(tune)
+            seconds = [worker(per_iteration, *caps) for _ in range(repeats)]
             peak = worker(peak_memory)
         row = {"size": size, **timing(seconds, 1.0), "peak_gb": rounded(peak / 1e9)}
         row["bytes_a_parameter"] = rounded((peak - before) / size)
@@ -474,15 +495,15 @@ def growth(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, A
         for blocks, block in shapes:
             entries = blocks * block**2
             worker(prepare_dense, blocks, block, 1, 1)
-            low = max(2, 2 * 10**6 // entries)
-            seconds = [worker(per_iteration, low, 6 * low) for _ in range(repeats)]
+            caps = worker(tune)
+            seconds = [worker(per_iteration, *caps) for _ in range(repeats)]
             row = {"blocks": blocks, "block": block, "entries": entries, **timing(seconds, 1.0)}
             result["dense"].append(row)
             say(f"dense GD, {blocks} of {block}: {number(row['ns'])}")
         for runs in (1, 8) if quick else (1, 4, 16, 64, 256, 1024, 4096):
             worker(prepare_dense, 3, 3, runs, 1)
-            low = max(200, 200_000 // runs)
-            seconds = [worker(per_iteration, low, 4 * low) for _ in range(repeats)]
+            caps = worker(tune)
+            seconds = [worker(per_iteration, *caps) for _ in range(repeats)]
             row = {"runs": runs, **timing(seconds, 1.0)}
             result["lanes"].append(row)
             say(f"{runs} runs on P = 9: {row['ns']:g} ns an iteration of all")

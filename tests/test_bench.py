@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,24 @@ def test_readme_shows_the_record():
     content = json.loads(bench.RECORDED.read_text())
     assert content["schema"] == bench.SCHEMA and not content["quick"]
     assert bench.with_tables(README.read_text(), content) == README.read_text()
+
+
+def test_adam_holds_six_vectors_and_allocates_none_in_its_loop():
+    """Beside the problem's own: x, g, d, m, v, and the point that is returned."""
+    from numba.core.runtime import _nrt_python, rtsys
+
+    _nrt_python.memsys_enable_stats()
+    size = 10**6
+    problem = bench.diagonal(size)
+    method, stop = ql.Adam(1e-4), ql.GradientNorm(bench.NEVER, relative=True)
+    ql.solve(problem, method, stop, max_iterations=1)
+    peaks, allocations = [], []
+    for cap in (2, 12):
+        before = rtsys.get_allocation_stats().alloc
+        tracemalloc.start()
+        ql.solve(problem, method, stop, max_iterations=cap)
+        peaks.append(tracemalloc.get_traced_memory()[1] / (8 * size))
+        tracemalloc.stop()
+        allocations.append(rtsys.get_allocation_stats().alloc - before)  # by compiled code, small ones too
+    assert 5.9 < peaks[0] < 6.1 and peaks[1] < 6.1
+    assert allocations[0] == allocations[1] > 0  # the call's own

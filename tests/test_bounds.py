@@ -701,6 +701,26 @@ def test_frozen_count_is_met():
     assert met > 20
 
 
+@pytest.mark.parametrize("momentum", [0.3, 0.9])
+def test_exact_counts_with_momentum_are_met(momentum):
+    rng = np.random.default_rng(13)
+    stop, met = ql.Gap(1e-5, relative=True), 0
+    edge = 2.0 * (1.0 + momentum)
+    for _ in range(40):
+        problem = random_problem(rng, log_kappa=2.0)
+        share = rng.uniform(0.05, 0.99)
+        heavy = ql.GD(share * edge / ql.curvature(problem).largest, momentum=momentum)
+        entries = [one(problem, heavy, stop, "gd.exact_count", 10**4)]
+        if problem.gradient(problem.start).all():
+            rate = share * edge / (1.0 - momentum) / frozen_preconditioner(problem).largest
+            method = ql.FrozenAdam(rate, beta1=momentum)
+            entries.append(one(problem, method, stop, "adam.frozen_exact", 10**4))
+        for entry in entries:
+            assert entry.holds is not False
+            met += entry.holds is True and entry.measured > 3
+    assert met > 40
+
+
 def test_exact_count_without_simulating():
     """T near 1e9 and P = 1e4, in milliseconds, against the count of the slowest direction alone."""
     values = np.geomspace(1e-7, 1.0, 10**4)
@@ -937,6 +957,12 @@ UP = np.nextafter
             "momentum",
         ),
         ("gd.gradient_weighted_linear", ql.GD("lemma"), ql.GD("lemma", momentum=0.1), "momentum"),
+        (
+            "gd.exact_count",
+            ql.GD(0.249, momentum=0.5),
+            ql.GD(0.5, momentum=0.5),
+            "eta must be below 3/L = 0.375, it is 0.5",
+        ),
         (
             "gd.a_priori",
             ql.GD("lemma"),

@@ -19,6 +19,7 @@ from quadlab.figures import (
     lr_scaling,
     noise,
     rotation,
+    scaling,
     soft_sign,
     style,
     tightness,
@@ -40,6 +41,7 @@ NAMES = (
     "noise",
     "worst_cases",
     "edge_of_stability",
+    "scaling",
 )
 
 
@@ -410,3 +412,10 @@ def test_the_noise_figure_tells_what_holds():
     broken = copy.deepcopy(data)
     broken["averages"][0]["holds"] = False
     assert "DOES NOT HOLD" in noise.title(broken)
+def test_scaling_finds_the_slope_and_the_share_of_the_bandwidth():
+    """A cost of 2 P ns is a slope of 1, and 28 GB/s for 56 bytes."""
+    points = [[10**k, 2.0 * 10**k] for k in range(4, 8)]
+    data = {"points": {"diagonal": points}, "triad": 35.0}
+    assert scaling.slope(points) == pytest.approx(1.0)
+    assert scaling.share(data) == pytest.approx(0.8)
+    assert "From P = 10⁴ to 10⁷" in scaling.title(data) and "P¹·⁰, to 80%" in scaling.title(data)

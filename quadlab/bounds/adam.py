@@ -47,7 +47,8 @@ from typing import Any
 
 import numpy as np
 
-from quadlab.bounds.gd import closed_form_count, contraction_factor, linear_count, log_ratio
+from quadlab import closed_form
+from quadlab.bounds.gd import closed_form_count, contraction_factor, is_stable, linear_count, log_ratio
 from quadlab.bounds.lemma import per_step
 from quadlab.bounds.registry import bound
 from quadlab.bounds.setting import Assumption, Setting, no_weight_decay
@@ -73,7 +74,7 @@ def stability_edge(beta1: float) -> float:
     >>> round(stability_edge(0.9), 9)
     38.0
     """
-    return 2.0 * (1.0 + beta1) / (1.0 - beta1)
+    return closed_form.stability_edge(beta1) / (1.0 - beta1)
 
 
 def momentum_factor(learning_rate: float, beta1: float, eigenvalue: float) -> float:
@@ -260,9 +261,23 @@ def _ready(s: Setting) -> bool:
     return _is_frozen(s) and not _preconditioner_problem(s)
 
 
+def _most(s: Setting) -> str:
+    return "below" if s.method.beta1 else "at most"
+
+
 frozen_stable = Assumption(
-    lambda s: not _ready(s) or s.step * preconditioner(s).largest <= 2.0,
-    lambda s: f"eta must be at most 2 / a_max = {2.0 / preconditioner(s).largest:.6g}, it is {s.step:.6g}",
+    lambda s: (
+        not _ready(s)
+        or is_stable((1.0 - s.method.beta1) * s.step * preconditioner(s).largest, s.method.beta1)
+    ),
+    lambda s: (
+        f"eta must be {_most(s)} {stability_edge(s.method.beta1):.6g} / a_max = "
+        f"{stability_edge(s.method.beta1) / preconditioner(s).largest:.6g}, it is {s.step:.6g}"
+    ),
+)
+uncorrected = Assumption(
+    lambda s: s.method.beta1 == 0.0 or not s.method.bias_correction,
+    "bias_correction must be False where beta1 > 0",
 )
 frozen_contracts = Assumption(
     lambda s: not _ready(s) or _frozen_rho(s) < 1.0,
@@ -352,19 +367,22 @@ no_memory = Assumption(
     target=("gap",),
     kind="exact",
     form="equality",
-    assumes=(*FROZEN, frozen_stable),
-    formula="least t with 1/2 sum_i a_i c_i^2 (1 - eta a_i)^(2t) <= delta",
+    assumes=(no_weight_decay, frozen, has_preconditioner, uncorrected, frozen_stable),
+    formula="least t with 1/2 sum_i a_i c_i^2 r_i(t)^2 <= delta, r_i(t) = (1 - eta a_i)^t for beta1 = 0",
     source="zhang2024",
 )
 def frozen_exact(s: Setting) -> float:
     r"""Count of frozen Adam, exactly, without simulating.
 
-    .. math:: T = \min\Bigl\{t : \tfrac12 \sum_i a_i c_i^2 (1 - \eta a_i)^{2t} \le \delta\Bigr\}
+    .. math:: T = \min\Bigl\{t : \tfrac12 \sum_i a_i c_i^2 r_i(t)^2 \le \delta\Bigr\}, \qquad
+              r_i(t) = (1 - \eta a_i)^t
 
     Exact, a priori; a_i the eigenvalues of D^(-1/2) H D^(-1/2), c = D^(1/2) x_0 in its eigenbasis. The sum is
-    nonincreasing in t, so T is found by bisection. Assumes beta1 = 0, beta2 = 1, epsilon = 0, no weight
-    decay, no zero in g(w_0), and eta a_max <= 2. Only the gap has this form: the norms of g are no sums over
-    the eigendirections of A.
+    nonincreasing in t, so T is found by bisection. With beta1 > 0 r_i is the solution of a recurrence of
+    second order, and the search another: :mod:`quadlab.closed_form`. Assumes beta2 = 1, epsilon = 0, no
+    weight decay, no bias correction where beta1 > 0, no zero in g(w_0), and eta a_max at most 2, or below
+    2 (1 + beta1) / (1 - beta1). Only the gap has this form: the norms of g are no sums over the
+    eigendirections of A.
 
     Parameters
     ----------

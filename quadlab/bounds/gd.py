@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from quadlab.bounds.lemma import per_step
 from quadlab.bounds.registry import bound
 from quadlab.bounds.setting import Assumption, Setting, assume, no_momentum
-from quadlab.closed_form import FOREVER, linear_iteration, spectral_shares
+from quadlab.closed_form import FOREVER, linear_iteration, spectral_shares, stability_edge
 
 Array = NDArray[np.float64]
 
@@ -105,6 +105,18 @@ def closed_form_count(s: Setting) -> float:
     return math.inf if count is None else float(count)
 
 
+def is_stable(z: float, momentum: float, nesterov: bool = False) -> bool:
+    """Return whether a mode at z keeps its size or loses it; with momentum it has to lose it.
+
+    Examples
+    --------
+    >>> is_stable(2.0, 0.0), is_stable(3.0, 0.5), is_stable(2.9, 0.5)
+    (True, False, True)
+    """
+    edge = stability_edge(momentum, nesterov)
+    return z < edge if momentum else z <= edge
+
+
 def contraction_factor(learning_rate: float, smallest: float, largest: float) -> float:
     """Return rho = max |1 - eta a| over a in [smallest, largest].
 
@@ -126,8 +138,11 @@ def contraction_factor(learning_rate: float, smallest: float, largest: float) ->
 # Assumptions ----------------------------------------------------------------------------------------------
 
 stable = Assumption(
-    lambda s: s.step * s.curvature.largest <= 2.0,
-    lambda s: f"eta must be at most 2/L = {2.0 / s.curvature.largest:.6g}, it is {s.step:.6g}",
+    lambda s: is_stable(s.step * s.curvature.largest, s.method.momentum, s.method.nesterov),
+    lambda s: (
+        f"eta must be {'below' if s.method.momentum else 'at most'} {_edge(s):.6g}/L = "
+        f"{_edge(s) / s.curvature.largest:.6g}, it is {s.step:.6g}"
+    ),
 )
 short_step = Assumption(
     lambda s: s.step * s.curvature.largest <= 1.0 or s.step <= 1.0 / s.curvature.largest,
@@ -168,6 +183,10 @@ def _two_eigenvectors(s: Setting) -> bool:
     high = float(shares[np.abs(values - c.largest) <= 1e-12 * c.largest].sum())
     rest = float(shares.sum()) - low - high
     return high > 0.0 and abs(low - high) <= 2.0 * width * high and rest <= (width * width + 1e-15) * high
+
+
+def _edge(s: Setting) -> float:
+    return stability_edge(s.method.momentum, s.method.nesterov)
 
 
 def _rho(s: Setting) -> float:
@@ -503,18 +522,20 @@ def self_consistency(s: Setting) -> float:
     target=("l2", "gap"),
     kind="exact",
     form="equality",
-    assumes=(no_momentum, stable),
-    formula="least t with sum_i (1 - eta lam_i)^(2t) gamma_i^2 <= P eps^2",
+    assumes=(stable,),
+    formula="least t with sum_i r_i(t)^2 gamma_i^2 <= P eps^2, r_i(t) = (1 - eta lam_i)^t without momentum",
 )
 def exact_count(s: Setting) -> float:
     r"""Count of GD with a constant step, exactly, without simulating.
 
-    .. math:: T = \min\Bigl\{t : \sum_i (1 - \eta\lambda_i)^{2t} \gamma_i^2 \le P\epsilon^2\Bigr\}
+    .. math:: T = \min\Bigl\{t : \sum_i r_i(t)^2 \gamma_i^2 \le P\epsilon^2\Bigr\}, \qquad
+              r_i(t) = (1 - \eta\lambda_i)^t
 
     Exact, a priori; gamma = g(w_0) in the eigenbasis. For the gap, gamma_i^2 / (2 lam_i) replaces gamma_i^2.
-    Both sums are nonincreasing in t, so T is found by bisection in O(P log T). Assumes no momentum and |1 -
-    eta lam_i| <= 1 for all lam_i > 0, also where gamma_i = 0. The l_1 and l_inf norms have no such closed
-    form: with these tests it does not apply.
+    Both sums are nonincreasing in t, so T is found by bisection in O(P log T). With momentum r_i is the
+    solution of a recurrence of second order, and the search another: :mod:`quadlab.closed_form`. Assumes that
+    no mode grows, also where gamma_i = 0. The l_1 and l_inf norms have no such closed form: with these tests
+    it does not apply.
 
     Parameters
     ----------

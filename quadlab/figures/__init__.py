@@ -37,6 +37,7 @@ _MODULES = {
         "noise",
         "worst_cases",
         "edge_of_stability",
+        "scaling",
     )
 }
 
