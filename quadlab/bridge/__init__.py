@@ -35,6 +35,7 @@ _MODULES = {
     "statistics": ("BlockStatistics",),
     "measure": ("measure",),
     "models": ("Workload", "workload"),
+    "pretrained": ("hugging_face", "minilm"),
     "train": ("SignSGD", "Training", "TrainingRun", "train", "train_at"),
     "replay": ("Prediction", "predict", "replay"),
 }
