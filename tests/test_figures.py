@@ -18,7 +18,18 @@ from quadlab.figures import measured_vs_bound as cloud
 from quadlab.figures import zhang_cases as zhang
 from quadlab.heterogeneity import correlation
 
-NAMES = ("heterogeneity_map", "measured_vs_bound", "zhang_cases", "tightness", "rotation")
+NAMES = (
+    "heterogeneity_map",
+    "measured_vs_bound",
+    "zhang_cases",
+    "tightness",
+    "rotation",
+    "transformer_blocks",
+    "js_matrix",
+    "spectra",
+    "replay_vs_training",
+    "heterogeneity_in_training",
+)
 
 
 @functools.cache

@@ -26,7 +26,18 @@ SCHEMA = "quadlab.figure/1"
 # name -> module, imported when drawn
 _MODULES = {
     name: f"{__name__}.{name}"
-    for name in ("heterogeneity_map", "measured_vs_bound", "zhang_cases", "tightness", "rotation")
+    for name in (
+        "heterogeneity_map",
+        "measured_vs_bound",
+        "zhang_cases",
+        "tightness",
+        "rotation",
+        "transformer_blocks",
+        "js_matrix",
+        "spectra",
+        "replay_vs_training",
+        "heterogeneity_in_training",
+    )
 }
 
 
@@ -35,8 +46,8 @@ def names() -> tuple[str, ...]:
 
     Examples
     --------
-    >>> names()
-    ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases', 'tightness', 'rotation')
+    >>> names()[:3]
+    ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases')
     """
     return tuple(_MODULES)
 
