@@ -120,7 +120,7 @@ def measure(
     Notes
     -----
     Memory: the graph of the gradient over all batches, and for each block `steps` times its size for as many
-    probes as fit into 1 GiB.
+    probes as fit into 1 GiB. Time goes with the batches in the graph: the same data in few of them is faster.
 
     Examples
     --------
