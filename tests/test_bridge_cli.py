@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 import quadlab as ql
+from no_torch import python_without_torch
 from quadlab.bridge.replay import predict, replay
 from quadlab.bridge.statistics import BlockStatistics
 from quadlab.cli import main
@@ -113,10 +112,8 @@ def test_bad_negative_is_one_line(measured, capsys):
 
 
 def without_torch(*arguments):
-    code = (
-        "import sys; sys.modules['torch'] = None\nfrom quadlab.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    code = "from quadlab.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return python_without_torch(code, *arguments)
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["measure", "mlp", "--out", "x"]])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from no_torch import python_without_torch
 from quadlab.bridge import study
 from quadlab.bridge.replay import predict
 from quadlab.bridge.study import Unit, gap_of, pairs, rank_correlation, units
@@ -196,10 +195,7 @@ def test_constant_sides_have_no_correlation():
 
 
 def test_judging_needs_no_torch():
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from quadlab.bridge.study import recorded, pairs\n"
-        "print(len(pairs(recorded())))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert int(out) >= 10
+    code = "from quadlab.bridge.study import recorded, pairs\nprint(len(pairs(recorded())))"
+    done = python_without_torch(code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10

@@ -14,7 +14,7 @@ import numpy as np
 from quadlab.bridge import study
 from quadlab.figures import style
 from quadlab.figures._measure import number
-from quadlab.figures._models import MODELS, label, setting
+from quadlab.figures._models import MODELS, setting
 
 HEIGHT = 4.2
 
@@ -34,9 +34,15 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
         for entry in study.select(record, "course")
     ]
     starts = [
-        {"model": entry["model"], "depth": entry["depth"], "gini": entry["gradient_gini"]}
+        {
+            "model": entry["model"],
+            "depth": entry["depth"],
+            "gini": entry["gradient_gini"],
+            "per_parameter_gini": entry["per_parameter_gini"],
+        }
         for entry in study.select(record, "gradients")
     ]
+    compared = larger_post({"starts": starts}, "per_parameter_gini")
     ratios: dict[tuple[str, int], list[float]] = {}
     for kind in ("blocks", "extremes"):
         for entry in study.select(record, kind):
@@ -48,7 +54,8 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
             "Above: Lambda_G / Lambda_P and the Gini coefficient of ||g_b|| at the start, a quarter, half "
             "and the end of Adam's run with its best constant learning rate, full batch, seed 0 (depth 2; "
             "CNN 3). Below, at the start: Lambda_G / Lambda_P for each seed measured, and the Gini "
-            "coefficient over ten seeds (median and range)."
+            "coefficient over ten seeds (median and range). Of ||g_b|| / sqrt(P_b) the median is larger "
+            f"Post-LN in {sum(post > pre for *_, pre, post in compared)} of {len(compared)} cases."
         ),
         "courses": courses,
         "starts": starts,
@@ -59,9 +66,9 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
     }
 
 
-def larger_post(data: dict[str, Any]) -> list[tuple[str, int, float, float]]:
+def larger_post(data: dict[str, Any], key: str = "gini") -> list[tuple[str, int, float, float]]:
     """Return family, depth and the median Gini coefficients, Pre-LN and Post-LN."""
-    middle = {(e["model"], e["depth"]): float(np.median(e["gini"])) for e in data["starts"]}
+    middle = {(e["model"], e["depth"]): float(np.median(e[key])) for e in data["starts"]}
     return [
         (family, depth, middle[f"{family}-pre", depth], middle[f"{family}-post", depth])
         for family in ("gpt", "vit")
@@ -73,24 +80,22 @@ def larger_post(data: dict[str, Any]) -> list[tuple[str, int, float, float]]:
 def title(data: dict[str, Any]) -> str:
     """Return the finding."""
     compared = larger_post(data)
-    wins = sum(post > pre for _, _, pre, post in compared)
-    moved = [(c["model"], c["ratio"][-1] / c["ratio"][0]) for c in data["courses"]]
-    least, most = (f(moved, key=lambda m: m[1]) for f in (min, max))
-    return (
-        f"At the start gradients are more unequal Post-LN than Pre-LN in {wins} of {len(compared)} cases; in "
-        f"training $Λ_G/Λ_P$ moves {least[1]:.2g}-fold ({label(least[0])}) to {most[1]:.2g}-fold "
-        f"({label(most[0])})"
-    )
+    wins = sum(post > pre for *_, pre, post in compared)
+    text = f"At the start gradients are more unequal Post-LN than Pre-LN in {wins} of {len(compared)} cases"
+    moved = [course["ratio"][-1] / course["ratio"][0] for course in data["courses"]]
+    if moved:
+        text += f"; training multiplies $Λ_G/Λ_P$ by {min(moved):.1f} to {max(moved):.1f}"
+    return text
 
 
 def draw(figure: Any, data: dict[str, Any]) -> None:
     """Draw the courses above and the starts below."""
     axes = figure.subplots(2, 2)
     for course in data["courses"]:
-        name, colour, marker, dashes = MODELS[course["model"]]
+        _, colour, marker, dashes = MODELS[course["model"]]
         x = np.array(course["iteration"]) / max(course["iteration"])
         for ax, key in zip(axes[0], ("ratio", "gini"), strict=True):
-            ax.plot(x, course[key], color=colour, linestyle=dashes, marker=marker, label=name)
+            ax.plot(x, course[key], color=colour, linestyle=dashes, marker=marker)
     for ax, text in zip(axes[0], ("$Λ_G/Λ_P$", "Gini of $‖g_b‖$"), strict=True):
         ax.set(xlabel="part of Adam's run", ylabel=text, xlim=(-0.04, 1.04))
         ax.set_xticks([0.0, 0.5, 1.0], ["0", "½", "1"])
@@ -110,7 +115,15 @@ def draw(figure: Any, data: dict[str, Any]) -> None:
         style.grid(ax)
     axes[0, 0].axhline(1.0, color=style.GREY, linewidth=0.6)
     axes[1, 0].axhline(1.0, color=style.GREY, linewidth=0.6)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    from matplotlib.lines import Line2D
+
+    shown = {entry["model"] for key in ("courses", "starts") for entry in data[key]}
+    handles = [
+        Line2D([], [], color=colour, linestyle=dashes, marker=marker, label=name)
+        for model, (name, colour, marker, dashes) in MODELS.items()
+        if model in shown
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
 def _place(entry: dict[str, Any]) -> float:
