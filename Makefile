@@ -49,8 +49,8 @@ test: lint
 soak: setup-test
 	$(BIN)/python tests/soak.py $(SOAK_FLAGS)
 
-# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: up to
-# an hour on two idle cores. What build/bridge/ holds is not made again; `make clean` forgets it.
+# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: half an
+# hour of one idle core. What build/bridge/ holds is not made again; `make clean` forgets it.
 bridge: setup-test
 	$(BIN)/python -m quadlab.bridge.study $(BRIDGE_FLAGS)
 
