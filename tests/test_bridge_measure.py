@@ -462,7 +462,7 @@ def test_extremes_that_do_not_converge_name_their_block(monkeypatch):
         raise RuntimeError("No convergence")
 
     monkeypatch.setattr("quadlab.bridge.spectrum.eigsh", eigsh)
-    with pytest.raises(RuntimeError, match="block '0.weight': No convergence"):
+    with pytest.raises(RuntimeError, match=r"block '0\.weight': No convergence"):
         measure(net(), square, inputs(), dense_below=8, **QUIET)
 
 
