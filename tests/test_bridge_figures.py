@@ -59,7 +59,11 @@ def test_distances_and_their_means():
 
 @pytest.mark.parametrize(
     ("cnn", "start"),
-    [(0.0, "Spectra differ more"), (1.0, "Spectra do not differ more"), (None, "Whether spectra differ")],
+    [
+        (0.0, "Block spectra differ more in the Transformers than in the CNNs: "),
+        (1.0, "Block spectra do not differ more"),
+        (None, "Block spectra differ more in the Transformers than in the CNNs over all blocks only"),
+    ],
 )
 def test_the_finding_on_spectra_follows_the_means(cnn, start):
     data = js_matrix.data()

@@ -82,10 +82,15 @@ def title(data: dict[str, Any]) -> str:
     compared = larger_post(data)
     wins = sum(post > pre for *_, pre, post in compared)
     text = f"At the start gradients are more unequal Post-LN than Pre-LN in {wins} of {len(compared)} cases"
-    moved = [course["ratio"][-1] / course["ratio"][0] for course in data["courses"]]
-    if moved:
-        text += f"; training multiplies $Λ_G/Λ_P$ by {min(moved):.1f} to {max(moved):.1f}"
+    if data["courses"]:
+        begin = [course["ratio"][0] for course in data["courses"]]
+        peak = [max(course["ratio"]) for course in data["courses"]]
+        text += f"; in training $Λ_G/Λ_P$ rises from {_range(begin)} to {_range(peak)}"
     return text
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.1f}–{max(values):.1f}"
 
 
 def draw(figure: Any, data: dict[str, Any]) -> None:

@@ -64,13 +64,14 @@ def title(data: dict[str, Any]) -> str:
     """Return the finding."""
     (every, every_cnn), (matrices, matrices_cnn) = medians(data, "all"), medians(data, "matrices")
     if every > every_cnn and matrices > matrices_cnn:
-        finding = "Spectra differ more between the blocks of the Transformers than of the CNNs"
+        finding = "Block spectra differ more in the Transformers than in the CNNs"
     elif every < every_cnn and matrices < matrices_cnn:
-        finding = "Spectra do not differ more between the blocks of the Transformers than of the CNNs"
+        finding = "Block spectra do not differ more in the Transformers than in the CNNs"
     else:
-        finding = "Whether spectra differ more in the Transformers than in the CNNs depends on the blocks"
+        which = "all blocks" if every > every_cnn else "matrices alone"
+        finding = f"Block spectra differ more in the Transformers than in the CNNs over {which} only"
     return (
-        f"{finding}: $JS^0$ {every:.2f} against {every_cnn:.2f}, over matrices alone {matrices:.2f} against "
+        f"{finding}: $JS^0$ {every:.2f} against {every_cnn:.2f}, over matrices {matrices:.2f} against "
         f"{matrices_cnn:.2f}"
     )
 
