@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
@@ -126,3 +127,14 @@ def test_a_machine_without_torch_is_told_the_extra(arguments):
 def test_a_machine_without_torch_replays(measured):
     done = without_torch("bridge", "replay", str(measured), "--max-block-size", "8")
     assert done.returncode == 0 and "Lambda_G" in done.stdout
+
+
+def test_a_measurement_that_fails_is_one_line(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch")
+
+    def fails(*args, **options):
+        raise RuntimeError("block 'a': 40 steps are not enough\nfor it")
+
+    monkeypatch.setattr(importlib.import_module("quadlab.bridge.measure"), "measure", fails)
+    assert main(["bridge", "measure", *TINY, "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err == "quadlab bridge: error: block 'a': 40 steps are not enough for it\n"

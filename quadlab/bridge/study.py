@@ -48,12 +48,8 @@ TRANSFORMERS = ("gpt-pre", "gpt-post", "vit-pre", "vit-post")
 DEPTHS = (2, 4, 8)
 CAP = 3000
 CAP_REPLAYED = 50_000
-#: Prediction -> how it is called.
-PREDICTIONS = {
-    "replayed": "replayed T_GD / T_Adam",
-    "lambda_ratio": "Lambda_G / Lambda_P",
-    "mean_jensen_shannon": "JS^0",
-}
+#: T_GD / T_Adam on the replayed quadratic, Lambda_G / Lambda_P, JS^0.
+PREDICTIONS = ("replayed", "lambda_ratio", "mean_jensen_shannon")
 
 
 @dataclass(frozen=True)
