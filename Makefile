@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # torch first: the other test tools are small, and nothing but the tests needs it.
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) torch==2.13.0
-	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,dask,xarray,notebooks]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[test,torch,hf,dask,xarray,notebooks]"
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-test
@@ -66,8 +66,8 @@ bench: setup-bench
 	$(BIN)/quadlab warmup
 	$(BIN)/python tests/bench.py $(BENCH_FLAGS)
 
-# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: up to
-# an hour on two idle cores. What build/bridge/ holds is not made again; `make clean` forgets it.
+# The measurements and trainings of real models that figures draw from, into quadlab/recorded/bridge.json: half an
+# hour of one idle core. What build/bridge/ holds is not made again; `make clean` forgets it.
 bridge: setup-test
 	$(BIN)/python -m quadlab.bridge.study $(BRIDGE_FLAGS)
 

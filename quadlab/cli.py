@@ -352,16 +352,19 @@ def _bridge_measure(options: argparse.Namespace) -> int:
     )
     from quadlab.bridge.measure import measure
 
-    found = measure(
-        made.model,
-        made.loss,
-        made.batches(options.batches),
-        probes=options.probes,
-        steps=options.steps,
-        seed=options.seed,
-        device=options.device,
-        meta={"name": made.name, **made.options},
-    )
+    try:
+        found = measure(
+            made.model,
+            made.loss,
+            made.batches(options.batches),
+            probes=options.probes,
+            steps=options.steps,
+            seed=options.seed,
+            device=options.device,
+            meta={"name": made.name, **made.options},
+        )
+    except RuntimeError as error:  # out of memory, or an eigenvalue that does not converge
+        raise ValueError(str(error)) from None
     found.save(options.out)
     if options.json:
         _print_json(

@@ -27,6 +27,8 @@ ORDER = [
 # Heavy libraries, and the only parts of the package that may import them, at the top or inside a function.
 HOME_OF = {
     "torch": {"bridge"},
+    "sklearn": {"bridge"},
+    "transformers": {"bridge"},
     "numba": {"kernels"},
     "matplotlib": {"bridge", "figures"},
     "dask": {"sweep"},
@@ -140,6 +142,15 @@ def test_import_is_light():
     assert loaded == []
 
 
+def test_what_was_measured_needs_no_torch():
+    out = python(
+        "import sys, quadlab.bridge\n"
+        "quadlab.bridge.BlockStatistics, quadlab.bridge.replay, quadlab.bridge.predict\n"
+        "print(*[name for name in ('torch', 'sklearn', 'transformers') if name in sys.modules])"
+    )
+    assert out.split() == []
+
+
 def test_stub_lists_the_public_names():
     found = {}
     for node in ast.parse((PACKAGE / "__init__.pyi").read_text()).body:
@@ -162,6 +173,22 @@ def test_public_names_resolve_and_survive_their_modules():
     assert out.split() == []
 
 
+def test_public_names_of_the_bridge_survive_their_modules():
+    for extra in ("torch", "transformers"):
+        pytest.importorskip(extra)
+    out = python(
+        "import importlib, inspect, quadlab.bridge as bridge\n"
+        "for module in sorted(set(bridge._MODULE_OF.values())): importlib.import_module(module)\n"
+        "print(*[name for name in bridge.__all__ if inspect.ismodule(getattr(bridge, name))])\n"
+        "from quadlab.bridge import measure, replay\n"
+        "assert callable(measure) and callable(replay) and 'measure' in dir(bridge)\n"
+    )
+    assert out.split() == []
+
+
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="nonsense"):
-        quadlab.nonsense  # noqa: B018
+    import quadlab.bridge
+
+    for package in (quadlab, quadlab.bridge):
+        with pytest.raises(AttributeError, match="nonsense"):
+            package.nonsense  # noqa: B018

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 import quadlab as ql
+from no_torch import python_without_torch
 from quadlab.bridge.replay import predict, replay
 from quadlab.bridge.statistics import BlockStatistics
 from quadlab.cli import main
@@ -113,10 +113,8 @@ def test_bad_negative_is_one_line(measured, capsys):
 
 
 def without_torch(*arguments):
-    code = (
-        "import sys; sys.modules['torch'] = None\nfrom quadlab.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    code = "from quadlab.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return python_without_torch(code, *arguments)
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["measure", "mlp", "--out", "x"]])
@@ -129,3 +127,14 @@ def test_a_machine_without_torch_is_told_the_extra(arguments):
 def test_a_machine_without_torch_replays(measured):
     done = without_torch("bridge", "replay", str(measured), "--max-block-size", "8")
     assert done.returncode == 0 and "Lambda_G" in done.stdout
+
+
+def test_a_measurement_that_fails_is_one_line(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch")
+
+    def fails(*args, **options):
+        raise RuntimeError("block 'a': 40 steps are not enough\nfor it")
+
+    monkeypatch.setattr(importlib.import_module("quadlab.bridge.measure"), "measure", fails)
+    assert main(["bridge", "measure", *TINY, "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err == "quadlab bridge: error: block 'a': 40 steps are not enough for it\n"

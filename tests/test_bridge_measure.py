@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections import UserDict, namedtuple
 
 import numpy as np
@@ -428,10 +429,41 @@ def test_measured_where_gradients_are_off():
         assert measure(model, square, inputs(), **QUIET) == expected
 
 
-def test_a_progress_bar_over_the_blocks(capsys):
+class Bar:
+    """A progress bar that remembers what it was told."""
+
+    def __init__(self, wanted, total, **_):
+        self.wanted, self.left = wanted, total
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self):
+        self.left -= 1
+
+
+def test_a_progress_bar_over_the_blocks(monkeypatch):
+    bars = []
+
+    def progress_bar(*arguments, **options):
+        bars.append(Bar(*arguments, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(sys.modules["quadlab.bridge.measure"], "progress_bar", progress_bar)
     measure(net(), square, inputs(), progress=True, probes=1, steps=2)
-    measure(net(), square, inputs(), progress=False, probes=1, steps=2)
-    assert capsys.readouterr().out == ""  # the bar, if it takes long enough to be shown, is not output
+    assert [(bar.wanted, bar.left) for bar in bars] == [(True, 0)]
+
+
+def test_extremes_that_do_not_converge_name_their_block(monkeypatch):
+    def eigsh(*_, **__):
+        raise RuntimeError("No convergence")
+
+    monkeypatch.setattr("quadlab.bridge.spectrum.eigsh", eigsh)
+    with pytest.raises(RuntimeError, match=r"block '0\.weight': No convergence"):
+        measure(net(), square, inputs(), dense_below=8, **QUIET)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

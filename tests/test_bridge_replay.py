@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 import quadlab as ql
+from no_torch import python_without_torch
 from quadlab.bridge.replay import BANDWIDTH, STOP, density_distances, predict, replay, skipped
 from quadlab.bridge.statistics import BlockStatistics
 
@@ -186,10 +185,9 @@ def test_torch_is_not_needed(tmp_path, measured):
     path = tmp_path / "s.npz"
     measured.save(path)
     code = (
-        "import sys; sys.modules['torch'] = None\n"
         "from quadlab.bridge import BlockStatistics, predict, replay\n"
         f"s = BlockStatistics.load({str(path)!r})\n"
         "print(replay(s).size, predict(s).counts['adam'])"
     )
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert out.split() == [str(replay(measured).size), str(predict(measured).counts["adam"])]
+    done = python_without_torch(code)
+    assert done.stdout.split() == [str(replay(measured).size), str(predict(measured).counts["adam"])]

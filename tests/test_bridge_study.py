@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from no_torch import python_without_torch
 from quadlab.bridge import study
-from quadlab.bridge.study import Unit, pairs, rank_correlation, real_gap, units
+from quadlab.bridge.replay import predict
+from quadlab.bridge.study import Unit, gap_of, pairs, rank_correlation, units
 
 
 def tiny(kind, model="mlp", **changes):
@@ -33,9 +33,9 @@ def test_the_plan_holds_what_the_question_needs():
 
 
 @pytest.mark.parametrize("kind", ["training", "minibatch", "blocks", "extremes", "gradients", "course"])
-def test_a_unit_is_measured_and_is_json(kind):
+def test_a_unit_is_measured_and_is_json(kind, tmp_path):
     pytest.importorskip("torch")
-    found = study.run_unit(tiny(kind))
+    found = study.run_unit(tiny(kind), tmp_path)
     assert (found["kind"], found["model"], found["width"]) == (kind, "mlp", 8)
     json.dumps(found, allow_nan=False)
     if kind in ("training", "minibatch"):
@@ -60,7 +60,7 @@ def test_a_unit_is_measured_and_is_json(kind):
 def test_what_is_there_is_not_made_again_and_what_was_killed_is(tmp_path):
     made = []
 
-    def work(task):
+    def work(task, store):
         made.append(task.key)
         if len(made) == 2:
             raise KeyboardInterrupt
@@ -75,7 +75,7 @@ def test_what_is_there_is_not_made_again_and_what_was_killed_is(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{t.key}.json" for t in tasks)
 
 
-def quickly(task):
+def quickly(task, store):
     return {"key": task.key, "process": os.getpid()}
 
 
@@ -102,17 +102,30 @@ def training(model, sgd, adam, seed=0, at_edge=False):
     return {"kind": "training", "model": model, "depth": 2, "seed": seed, "optimizers": counts}
 
 
-def blocks(model, gd, adam, lambda_g, seed=0):
+def blocks(model, lambda_g=1.0, seed=0):
+    """Two blocks whose spectra have nothing in common."""
     return {
         "kind": "blocks",
         "model": model,
         "depth": 2,
         "seed": seed,
-        "replayed": {"gd": gd, "adam": adam},
+        "names": ["a", "b"],
+        "sizes": [3, 1],
+        "gradient_norms": [1.0, 2.0],
+        "top": [1.0, 1000.0],
+        "bottom": [0.5, 1000.0],
+        "nodes": [[0.5, 1.0], [1000.0]],
+        "weights": [[0.33334, 0.66667], [1.0]],
+        "leakage": 0.9,
+        "loss": 1.0,
         "lambda_g": lambda_g,
         "lambda_p": 2.0,
-        "mean_jensen_shannon": 0.5,
     }
+
+
+def replayed(model, gd, adam, seed=0):
+    counts = {"gd": gd, "adam": adam}
+    return {"kind": "replay", "model": model, "depth": 2, "seed": seed, "counts": counts}
 
 
 def recording(*entries):
@@ -122,17 +135,33 @@ def recording(*entries):
 def test_pairs_are_medians_over_seeds_and_a_capped_run_is_a_lower_value():
     record = recording(
         *(training("a", 10 * k, 2, seed=k) for k in (1, 2, 4)),
-        *(blocks("a", 30 * k, 3, float(k), seed=k) for k in (1, 2, 4)),
+        *(blocks("a", float(k), seed=k) for k in (1, 2, 4)),
+        *(replayed("a", [6 * k, 30 * k, 90 * k], [3, 3, 3], seed=k) for k in (1, 2, 4)),
         training("b", None, 4),
-        blocks("b", 8, 2, 1.0),
+        blocks("b"),
+        replayed("b", [8, None], [2, 2]),
         training("c", 5, 1),  # nothing was measured of it
         training("d", 5, None),
-        blocks("d", 8, 2, 1.0),
+        blocks("d"),
+        replayed("d", [8], [2]),
     )
     a, b = pairs(record)
     assert (a["model"], a["seeds"], a["gap"], a["replayed"], a["lambda_ratio"]) == ("a", 3, 10.0, 20.0, 1.0)
     assert not a["censored"] and (b["gap"], b["censored"]) == (250.0, True)
-    assert real_gap(training("d", 5, None), 1000) is None
+    assert b["replayed"] == (4.0 + study.CAP_REPLAYED / 2) / 2
+    assert a["mean_jensen_shannon"] == pytest.approx(1.0, abs=1e-3)
+    assert gap_of(5, None, 1000) is None
+
+
+def test_a_replay_unit_is_made_of_the_recorded_blocks(tmp_path):
+    entry = {**blocks("mlp"), "depth": 1}
+    (tmp_path / "blocks-mlp-1-0.json").write_text(json.dumps(entry))
+    found = study.run_unit(tiny("replay"), tmp_path)
+    expected = [predict(study.block_statistics(entry), seed=s).counts for s in range(5)]
+    assert found["counts"] == {name: [c[name] for c in expected] for name in expected[0]}
+    assert {(u.model, u.depth, u.seed) for u in study.replays()} == {
+        (u.model, u.depth, u.seed) for u in units() if u.kind == "blocks"
+    }
 
 
 def test_rank_correlation_is_spearmans_with_ties():
@@ -166,10 +195,7 @@ def test_constant_sides_have_no_correlation():
 
 
 def test_judging_needs_no_torch():
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from quadlab.bridge.study import recorded, pairs\n"
-        "print(len(pairs(recorded())))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert int(out) >= 10
+    code = "from quadlab.bridge.study import recorded, pairs\nprint(len(pairs(recorded())))"
+    done = python_without_torch(code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10

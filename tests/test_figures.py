@@ -40,8 +40,13 @@ NAMES = (
     "soft_sign",
     "noise",
     "worst_cases",
-    "edge_of_stability",
     "scaling",
+    "transformer_blocks",
+    "js_matrix",
+    "spectra",
+    "replay_vs_training",
+    "heterogeneity_in_training",
+    "edge_of_stability",
 )
 
 

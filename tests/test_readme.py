@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def test_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, object] = {}
     with temporary_bounds():
         for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+            if "quadlab.bridge" in block and importlib.util.find_spec("torch") is None:
+                continue
             exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
     assert "signsgd.parameter_weighted" in printed

@@ -21,6 +21,7 @@ module              purpose                                                     
 ``data, models``    small Transformers, a CNN and an MLP, with data at hand     yes
 ``train``           real training at the best constant learning rate            yes
 ``replay``          the measured blocks as a quadratic, and what it predicts    no
+``study``           what ``make bridge`` measures, and how it is judged         to measure
 ==================  ==========================================================  ===========
 
 Names are loaded when first used: nothing here imports torch until it is needed.
@@ -35,6 +36,7 @@ _MODULES = {
     "statistics": ("BlockStatistics",),
     "measure": ("measure",),
     "models": ("Workload", "workload"),
+    "pretrained": ("hugging_face", "minilm"),
     "train": ("SignSGD", "Training", "TrainingRun", "train", "train_at"),
     "replay": ("Prediction", "predict", "replay"),
 }

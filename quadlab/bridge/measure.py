@@ -120,7 +120,7 @@ def measure(
     Notes
     -----
     Memory: the graph of the gradient over all batches, and for each block `steps` times its size for as many
-    probes as fit into 1 GiB.
+    probes as fit into 1 GiB. Time goes with the batches in the graph: the same data in few of them is faster.
 
     Examples
     --------
@@ -151,11 +151,14 @@ def measure(
     with _threads(threads), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         model = _copied(model, where, dtype)
         data = [_moved(batch, where, dtype) for batch in _listed(batches)]
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        measured = {piece.parameter for block in pieces for piece in block}
+        parameters = {name: p for name, p in model.named_parameters() if name in measured}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in measured)
         _check_repeatable(model, loss, data[0], parameters)
         noise = _noise(model, loss, data, parameters, pieces)
         total = torch.stack([_loss(model, loss, batch) for batch in data]).mean()
-        curvature = Curvature(total, list(parameters.values()), pieces)
+        curvature = Curvature(total, parameters, pieces)
         return _measured(
             curvature,
             names,
@@ -195,7 +198,7 @@ def _measured(
     **known: Any,
 ) -> BlockStatistics:
     """Return the statistics of the blocks, given what is known without the Hessian."""
-    like = curvature.gradients[0].detach()
+    like = curvature.gradient(0)
     exact = [size <= dense_below for size in curvature.sizes]
     norms, edges = np.empty(len(names)), np.empty((len(names), 2))
     densities = []
@@ -290,7 +293,6 @@ def _grouped(
             f"blocks must be 'tensor', 'layer' or a function of a name, received {shown(blocks)}"
         )
     named, left_out = [], []
-    wanted = 0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             left_out.append(name)
@@ -304,10 +306,9 @@ def _grouped(
             third = (*shape[:axis], length, *shape[axis + 1 :])
             for k, letter in enumerate("qkv"):
                 part = (slice(None),) * axis + (slice(k * length, (k + 1) * length),)
-                named.append((f"{name}.{letter}", Piece(wanted, part, third)))
+                named.append((f"{name}.{letter}", Piece(name, part, third)))
         else:
-            named.append((name, Piece(wanted, (), shape)))
-        wanted += 1
+            named.append((name, Piece(name, (), shape)))
     grouped: dict[str, list[Piece]] = {}
     for name, piece in named:
         block = _block_of(name, blocks)
@@ -415,15 +416,13 @@ def _noise(
 ) -> FloatArray:
     """Return the standard deviation of a batch's gradient a coordinate, for each block."""
     count = len(batches)
-    means = [torch.zeros_like(p) for p in parameters.values()]
-    squares = [torch.zeros_like(p) for p in parameters.values()]
+    means = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for k, batch in enumerate(batches, start=1):  # Welford's update: no cancellation
-        for mean, square, g in zip(
-            means, squares, _gradients(model, loss, batch, parameters)[1], strict=True
-        ):
-            change = g - mean
-            mean += change / k
-            square += change * (g - mean)
+        for name, gradient in zip(parameters, _gradients(model, loss, batch, parameters)[1], strict=True):
+            change = gradient - means[name]
+            means[name] += change / k
+            squares[name] += change * (gradient - means[name])
     if count == 1:
         return np.full(len(blocks), math.nan)
     found = []

@@ -214,18 +214,18 @@ class Workload:
 
     name: str
     model: nn.Module
-    data: Batch
+    data: tuple[Tensor, ...]
     options: dict[str, int]
 
     #: loss(model, batch), the same for all.
-    loss: Callable[[nn.Module, Batch], Tensor] = cross_entropy
+    loss: Callable[[nn.Module, Any], Tensor] = cross_entropy
 
     @property
     def size(self) -> int:
         """Number of parameters P."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def batches(self, count: int = 1) -> list[Batch]:
+    def batches(self, count: int = 1) -> list[tuple[Tensor, ...]]:
         """Return the data in so many batches, as equal as can be; one is the full batch.
 
         Raises

@@ -49,8 +49,9 @@ __all__ = ["Prediction", "density_distances", "predict", "replay", "skipped"]
 
 #: Up to this fraction of ||H_b|| a block counts as without curvature, beside the largest of all blocks.
 NO_CURVATURE = 1e-10
-#: Eigenvalues within this fraction of ||H_b|| of zero are zero to the Jensen-Shannon distances.
-FLAT = 1e-3
+#: Eigenvalues within this fraction of ||H_b|| of zero are zero to the Jensen-Shannon distances: with few
+#: Lanczos steps, the one node that carries a flat bulk falls anywhere below it.
+FLAT = 1e-2
 #: Smoothing of the densities for the Jensen-Shannon distances, in powers of ten of the eigenvalue.
 BANDWIDTH = 0.25
 NEGATIVE = ("absolute", "zero")
@@ -315,7 +316,7 @@ def predict(
     stop : GradientNorm or Gap
         The same test for all methods; by default a hundredth of the loss gap at the start.
     max_iterations : int >= 1
-        The cap; the caps tried on the way to it rise tenfold.
+        The cap; the caps tried on the way to it double.
     max_block_size, negative, seed
         As for `replay`; the runs are without noise.
 
@@ -357,7 +358,7 @@ def _best(
         found = best_learning_rate(problem, method, stop, learning_rates=rates, max_iterations=limit)
         if found.learning_rate is not None or limit >= cap:
             return found
-        limit = min(10 * limit, cap)
+        limit = min(2 * limit, cap)
 
 
 def _chosen(found: BestLearningRate) -> float:

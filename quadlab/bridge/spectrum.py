@@ -35,7 +35,7 @@ multiplication by the Hessian, Neural Computation 6 (1994).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,15 +64,15 @@ class Piece(NamedTuple):
 
     Parameters
     ----------
-    parameter : int
-        Its number in the list of parameters.
+    parameter : str
+        The name of the tensor.
     part : tuple of slice
         What of the tensor belongs to the block; () for all.
     shape : tuple of int
         The shape of that part.
     """
 
-    parameter: int
+    parameter: str
     part: tuple[slice, ...]
     shape: tuple[int, ...]
 
@@ -84,24 +84,25 @@ class Curvature:
     ----------
     loss : Tensor
         A scalar.
-    parameters : sequence of Tensor
+    parameters : mapping of str to Tensor
         Leaves of the loss's graph.
     blocks : sequence of sequences of Piece
-        Disjoint.
+        Disjoint parts of the parameters.
     """
 
-    def __init__(self, loss: Tensor, parameters: Sequence[Tensor], blocks: Sequence[Sequence[Piece]]) -> None:
-        self.parameters = list(parameters)
+    def __init__(
+        self, loss: Tensor, parameters: Mapping[str, Tensor], blocks: Sequence[Sequence[Piece]]
+    ) -> None:
+        self.parameters = dict(parameters)
         self.blocks = [list(block) for block in blocks]
-        self.gradients = torch.autograd.grad(loss, self.parameters, create_graph=True)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        self.gradients = dict(zip(parameters, gradients, strict=True))
         self.sizes = [sum(math.prod(piece.shape) for piece in block) for block in blocks]
         self._together = True  # until an operation cannot be vectorised
 
     def gradient(self, block: int) -> Tensor:
         """Return g_b, shape (P_b,), without its graph."""
-        return torch.cat(
-            [self.gradients[p][part].detach().reshape(-1) for p, part, _ in self.blocks[block]]
-        )
+        return torch.cat([self.gradients[p][part].detach().reshape(-1) for p, part, _ in self.blocks[block]])
 
     def product(self, block: int, vectors: Tensor) -> Tensor:
         """Return H_b v for each row v, shape (k, P_b)."""
@@ -135,7 +136,7 @@ class Curvature:
             for b in which
         ]
 
-    def _grad(self, outputs: list[Tensor], inputs: list[int], weights: list[Tensor]) -> list[Tensor]:
+    def _grad(self, outputs: list[Tensor], inputs: list[str], weights: list[Tensor]) -> list[Tensor]:
         """Return the gradients of sum <output, weight> by the inputs, for each row of weights."""
         leaves = [self.parameters[p] for p in inputs]
 

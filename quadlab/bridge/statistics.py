@@ -13,7 +13,7 @@ At a point w, for the loss f, the mean of the losses :math:`f^1, \dots, f^K` of 
 - the trace.
 
 Of the whole, the **leakage** :math:`\|(H - H_D) v\| / \|H v\|` for random v says how much of the Hessian a
-block-diagonal one leaves out: 0 if nothing.
+block-diagonal one leaves out: 0 if nothing; above 1 where the two parts cancel.
 
 From these follow the complexities :math:`\Lambda_G = \sum_b \|g_b\|^2 \|H_b\| / \|g\|^2` and
 :math:`\Lambda_P = \sum_b (P_b/P) \|H_b\|` of `quadlab.heterogeneity`.
@@ -301,18 +301,19 @@ class BlockStatistics(Content):
         drawn = (self.gradient_norms > 0.0) & (self.block_norms > 0.0)
         scales.loglog(self.block_norms[drawn], self.gradient_norms[drawn], "o", alpha=0.7)
         missing = self.n_blocks - int(drawn.sum())
-        scales.set(
-            xlabel="block Hessian norm ||H_b||",
-            ylabel="block gradient norm ||g_b||",
-            title=f"without blocks of no gradient or curvature: {missing}" if missing else "",
-        )
-        scale = float(self.block_norms.max()) or 1.0
+        scales.set(xlabel="block Hessian norm ||H_b||", ylabel="block gradient norm ||g_b||")
+        if missing:
+            scales.set_title(f"not shown, without gradient or curvature: {missing}", fontsize="medium")
         for b, (nodes, weights) in enumerate(zip(self.nodes, self.weights, strict=True)):
             spectra.scatter(nodes, np.full(nodes.size, b), s=60.0 * np.sqrt(weights), alpha=0.4, linewidths=0)
-        spectra.set_xscale("symlog", linthresh=1e-4 * scale)
-        spectra.set_yticks(range(self.n_blocks), self.names, fontsize=6)
+        decade = 10.0 ** math.floor(math.log10(self.block_norms.max() or 1.0))
+        spectra.set_xscale("symlog", linthresh=1e-4 * decade)
+        ticks = decade * np.array([1.0, 1e-2, 1e-4])
+        spectra.set_xticks([*-ticks, 0.0, *ticks[::-1]], minor=False)
+        spectra.set_yticks(range(self.n_blocks), self.names, fontsize="xx-small")
         spectra.invert_yaxis()
-        spectra.set(xlabel="eigenvalue of H_b (area of a dot: root of its weight)")
+        spectra.set_xlabel("eigenvalue of H_b")
+        spectra.set_title("spectra; area of a dot: root of its weight", fontsize="medium")
         return figure
 
 

@@ -31,6 +31,8 @@ from numpy.typing import ArrayLike
 
 from quadlab._arrays import FloatArray, shown
 from quadlab._progress import progress_bar
+from quadlab.bridge.replay import density_distances, predict
+from quadlab.bridge.statistics import BlockStatistics
 from quadlab.heterogeneity import spread
 
 SCHEMA = "quadlab.bridge/1"
@@ -45,12 +47,9 @@ FAMILIES = {
 TRANSFORMERS = ("gpt-pre", "gpt-post", "vit-pre", "vit-post")
 DEPTHS = (2, 4, 8)
 CAP = 3000
-#: Prediction -> how it is called.
-PREDICTIONS = {
-    "replayed": "replayed T_GD / T_Adam",
-    "lambda_ratio": "Lambda_G / Lambda_P",
-    "mean_jensen_shannon": "JS^0",
-}
+CAP_REPLAYED = 50_000
+#: T_GD / T_Adam on the replayed quadratic, Lambda_G / Lambda_P, JS^0.
+PREDICTIONS = ("replayed", "lambda_ratio", "mean_jensen_shannon")
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ class Unit:
     ----------
     kind : str
         "training": updates of each optimizer, full batch. "minibatch": the same on minibatches. "blocks": the
-        statistics of the blocks at the start, and what they predict. "extremes": the same without densities.
-        "gradients": heterogeneity of the gradient at the start, over ten seeds. "course": heterogeneity at
-        four points of Adam's training.
+        statistics of the blocks at the start. "extremes": the same without densities. "gradients":
+        heterogeneity of the gradient at the start, over ten seeds. "course": heterogeneity at four points of
+        Adam's training. "replay": counts on quadratics made of a recorded unit of blocks.
     model : str
         A name in `quadlab.bridge.models.WORKLOADS`.
     depth, seed, width, examples : int
@@ -106,9 +105,9 @@ def units() -> list[Unit]:
         *both([(model, 4) for model in gpt], 0),
         unit("course", "cnn", 3),
         *(unit("course", model, 2) for model in gpt),
-        *(unit("extremes", model, 8) for model in gpt),
         *both([(model, 4) for model in vit], 0),
         *both(controls, 1),
+        *(unit("extremes", model, 8) for model in gpt),
         *(unit("course", model, 2) for model in vit),
         *both([(model, 2) for model in TRANSFORMERS], 1),
         *(unit("minibatch", *pair) for pair in shallow),
@@ -116,16 +115,25 @@ def units() -> list[Unit]:
     ]
 
 
+def replays() -> list[Unit]:
+    """Return the units that are made of others, of the blocks."""
+    return [replace(task, kind="replay") for task in units() if task.kind == "blocks"]
+
+
 # -- measuring
 
 
-def run_unit(task: Unit) -> dict[str, Any]:
-    """Return what is measured of one unit, for JSON."""
-    import torch
-
-    torch.set_num_threads(1)
+def run_unit(task: Unit, store: Path) -> dict[str, Any]:
+    """Return what is measured of one unit, for JSON; `store` is the folder of those that it is made of."""
     begin = time.process_time()
-    content = _KINDS[task.kind](task)
+    if task.kind == "replay":
+        source = store / f"{replace(task, kind='blocks').key}.json"
+        content = _replay(task, json.loads(source.read_text()))
+    else:
+        import torch
+
+        torch.set_num_threads(1)
+        content = _KINDS[task.kind](task)
     return {**asdict(task), **content, "cpu_seconds": round(time.process_time() - begin, 1)}
 
 
@@ -203,26 +211,24 @@ def _spreads(values: ArrayLike, what: str) -> dict[str, float | None]:
 
 
 def _blocks(task: Unit) -> dict[str, Any]:
-    from quadlab.bridge.replay import predict
-
     measured = _measure(task, _workload(task).model, probes=1)
-    found = predict(measured, max_block_size=32, seed=task.seed)
-    content = {
+    return {
         **_scales(measured),
         "leakage": _number(measured.leakage),
-        "mean_jensen_shannon": _number(found.mean_jensen_shannon),
-        "replayed": found.counts,
-        "replayed_at_edge": list(found.at_edge),
-        "skipped": list(found.skipped),
+        "nodes": [_numbers(nodes) for nodes in measured.nodes],
+        "weights": [_numbers(weights) for weights in measured.weights],
     }
-    if task.seed == 0:
-        content |= {
-            "distance_names": list(found.names),
-            "distances": np.round(found.jensen_shannon, 3).tolist(),
-            "nodes": [_numbers(nodes) for nodes in measured.nodes],
-            "weights": [_numbers(weights) for weights in measured.weights],
-        }
-    return content
+
+
+def _replay(task: Unit, blocks: dict[str, Any], draws: int = 5) -> dict[str, Any]:
+    """Return the counts on replayed quadratics, one entry a draw of the eigenbases and the start."""
+    measured = block_statistics(blocks)
+    found = [predict(measured, max_iterations=CAP_REPLAYED, seed=seed) for seed in range(draws)]
+    return {
+        "counts": {name: [prediction.counts[name] for prediction in found] for name in found[0].counts},
+        "at_edge": [list(prediction.at_edge) for prediction in found],
+        "skipped": list(found[0].skipped),
+    }
 
 
 def _extremes(task: Unit) -> dict[str, Any]:
@@ -289,7 +295,7 @@ def run(
     tasks: Sequence[Unit],
     store: Path,
     workers: int = 1,
-    work: Callable[[Unit], dict[str, Any]] = run_unit,
+    work: Callable[[Unit, Path], dict[str, Any]] = run_unit,
     progress: bool | None = None,
 ) -> None:
     """Make the units that are not in the folder yet, each one file, in order.
@@ -323,8 +329,8 @@ def run(
                 bar.update()
 
 
-def _make(task: Unit, store: Path, work: Callable[[Unit], dict[str, Any]]) -> None:
-    text = json.dumps(work(task), allow_nan=False, separators=(",", ":"))
+def _make(task: Unit, store: Path, work: Callable[[Unit, Path], dict[str, Any]]) -> None:
+    text = json.dumps(work(task, store), allow_nan=False, separators=(",", ":"))
     part = store / f"{task.key}.{os.getpid()}.part"
     part.write_text(text + "\n")
     part.replace(store / f"{task.key}.json")
@@ -375,14 +381,39 @@ def select(
     ]
 
 
-def real_gap(
-    training: dict[str, Any], cap: int, slow: str = "sgd", fast: str = "adam"
-) -> tuple[float, bool] | None:
-    """Return the ratio of two optimizers' counts, and whether it is only a lower value (the first capped)."""
-    counts = {name: training["optimizers"][name]["iterations"] for name in (slow, fast)}
-    if not counts[fast]:
-        return None
-    return (cap if counts[slow] is None else counts[slow]) / counts[fast], counts[slow] is None
+def block_statistics(entry: dict[str, Any]) -> BlockStatistics:
+    """Return the statistics that a unit of blocks holds; what was not recorded is not known."""
+    unknown = np.full(len(entry["names"]), np.nan)
+    return BlockStatistics(
+        names=entry["names"],
+        sizes=entry["sizes"],
+        gradient_norms=entry["gradient_norms"],
+        noise=unknown,
+        top=entry["top"],
+        bottom=entry["bottom"],
+        trace=unknown,
+        trace_error=unknown,
+        nodes=entry["nodes"],
+        weights=tuple(np.array(w) / math.fsum(w) for w in entry["weights"]),  # they were rounded
+        density_error=unknown,
+        exact=np.zeros(unknown.size, dtype=bool),
+        leakage=entry["leakage"],
+        leakage_error=math.nan,
+        loss=entry["loss"],
+        batches=1,
+        meta={"name": entry["model"]},
+    )
+
+
+def mean_distance(distances: FloatArray, chosen: Sequence[int] | None = None) -> float:
+    """Return the mean over the pairs of blocks, of some of the blocks if chosen."""
+    inner = distances if chosen is None else distances[np.ix_(chosen, chosen)]
+    return float(inner[np.triu_indices(len(inner), 1)].mean())
+
+
+def gap_of(slow: int | None, fast: int | None, cap: int) -> tuple[float, bool] | None:
+    """Return the ratio of two counts, and whether it is only a lower value (the first one capped)."""
+    return None if not fast else ((cap if slow is None else slow) / fast, slow is None)
 
 
 def pairs(record: dict[str, Any], kind: str = "training") -> list[dict[str, Any]]:
@@ -404,21 +435,26 @@ def pairs(record: dict[str, Any], kind: str = "training") -> list[dict[str, Any]
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for trained in select(record, kind):
         model, depth, seed = trained["model"], trained["depth"], trained["seed"]
-        measured = record["units"].get(f"blocks-{model}-{depth}-{seed}")
-        gap = real_gap(trained, record["cap"])
-        if measured is None or gap is None:
+        measured, replayed = (
+            record["units"].get(f"{other}-{model}-{depth}-{seed}") for other in ("blocks", "replay")
+        )
+        counts = {name: trained["optimizers"][name]["iterations"] for name in ("sgd", "adam")}
+        real = gap_of(counts["sgd"], counts["adam"], record["cap"])
+        if measured is None or replayed is None or real is None:
             continue
-        counts = measured["replayed"]
+        drawn = zip(replayed["counts"]["gd"], replayed["counts"]["adam"], strict=True)
+        predicted = [gap for gap in (gap_of(gd, adam, CAP_REPLAYED) for gd, adam in drawn) if gap]
+        if not predicted:
+            continue
         row = {
-            "gap": gap[0],
-            "censored": gap[1],
+            "gap": real[0],
+            "censored": real[1],
             "at_edge": any(trained["optimizers"][name]["at_edge"] for name in ("sgd", "adam")),
-            "replayed": counts["gd"] / counts["adam"] if counts["gd"] and counts["adam"] else None,
+            "replayed": stats.median(gap for gap, _ in predicted),
             "lambda_ratio": measured["lambda_g"] / measured["lambda_p"],
-            "mean_jensen_shannon": measured["mean_jensen_shannon"],
+            "mean_jensen_shannon": mean_distance(density_distances(block_statistics(measured))[1]),
         }
-        if row["replayed"] is not None:
-            groups.setdefault((model, depth), []).append(row)
+        groups.setdefault((model, depth), []).append(row)
     return [
         {
             "model": model,
@@ -490,7 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes; default 1")
     options = parser.parse_args(arguments)
     run(units(), options.store, options.workers)
-    record(units(), options.store, options.out)
+    run(replays(), options.store, options.workers)
+    record(units() + replays(), options.store, options.out)
 
 
 def record(tasks: Sequence[Unit], store: Path, out: Path) -> None:
