@@ -281,8 +281,8 @@ def compare(
     entries = []
     for method, test in zip(runs, stops, strict=True):
         wanted = requirements(problem, method, test, chosen)
-        options = dict(max_iterations=max_iterations, record=record, noise_seed=noise_seed)
-        run = solve(problem, method, test, **options, **wanted)
+        wanted |= {"max_iterations": max_iterations, "record": record, "noise_seed": noise_seed}
+        run = solve(problem, method, test, **wanted)
         entries.append(compare_run(run, chosen))
     return Comparison(problem, tuple(entries))
 
