@@ -392,6 +392,10 @@ class PackedHessian(NamedTuple):
         Block b holds the entries data_offsets[b] to data_offsets[b+1] of `data`.
     reflectors : ndarray of shape (B,), int64
         Number of reflectors k; 0 unless Householder.
+    kind : int
+        The storage of all blocks, -1 if they differ.
+    largest : int
+        Size of the largest block.
     structure : bytes or None
         Equal for problems whose runs can share lanes; None with reflectors, whose runs go alone.
     norms : ndarray of shape (B,), float64
@@ -405,6 +409,8 @@ class PackedHessian(NamedTuple):
     offsets: np.ndarray
     data_offsets: np.ndarray
     reflectors: np.ndarray
+    kind: int
+    largest: int
     structure: bytes | None
     norms: FloatArray
     data: FloatArray
@@ -845,6 +851,8 @@ class BlockQuadratic(Content):
                 offsets=self.offsets,
                 data_offsets=_fixed([0, *np.cumsum([part.size for part in parts])]),
                 reflectors=reflectors,
+                kind=int(kinds[0]) if (kinds == kinds[0]).all() else -1,
+                largest=int(np.diff(self.offsets).max()),
                 structure=None if reflectors.any() else kinds.tobytes() + self.offsets.tobytes(),
                 norms=self.block_norms,
                 data=self._joined(parts),

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from quadlab._arrays import FloatArray, shown
-from quadlab._interrupts import Deferred
 from quadlab._progress import progress_bar
 from quadlab.curvature import curvature, starting_gradient
 from quadlab.kernels import codes as c
@@ -44,7 +43,7 @@ from quadlab.run import (
     check_statistics,
     read_statistics,
 )
-from quadlab.steps import Step, resolve
+from quadlab.steps import Step, of_problem, resolve
 from quadlab.stopping import Stop, check_stop
 
 #: Iterations times entries touched in one kernel call: about a tenth of a second.
@@ -235,10 +234,20 @@ def solve_many(
         tail_displacement_start=tail_displacement_start,
         noise_seed=noise_seed,
     )
-    jobs = []
+    jobs: list[_Job] = []
+    alike: dict[tuple[Any, ...], _Job] = {}
     for k, (p, m, s, cap, tail_gap, tail_displacement, seed) in enumerate(columns):
         try:
-            jobs.append(_Job.make(p, m, s, cap, names, tail_gap, tail_displacement, seed))
+            check_problem(p)
+            # Of thousands of runs most differ from an earlier one in their problem alone.
+            key = (*map(id, (m, s, cap, tail_gap, tail_displacement)), p.size, p.is_noisy)
+            if key in alike:
+                jobs.append(alike[key].on(p, seed))
+                continue
+            job = _Job.make(p, m, s, cap, names, tail_gap, tail_displacement, seed)
+            if m.code != c.FROZEN_ADAM and not of_problem(m.learning_rate):
+                alike[key] = job
+            jobs.append(job)
         except ValueError as error:
             raise ValueError(f"run {k}: {error}") from None
     results: list[Run | None] = [None] * len(jobs)
@@ -418,9 +427,16 @@ class _Job:
             params[index] = value
         keep = _kept(statistics)
         want = _closed(method, keep | _needed(method, stop, step))
+        job = cls(problem, method, stop, step, int(cap), want, keep, params, statistics, None)
+        return job.on(problem, noise_seed)
+
+    def on(self, problem: BlockQuadratic, noise_seed: Any) -> _Job:
+        """Return the same on another problem of the same size."""
         noise_seed = check_seed(noise_seed)
-        noise = problem.noise_stream(noise_seed) if problem.is_noisy else None
-        return cls(problem, method, stop, step, int(cap), want, keep, params, statistics, noise)
+        return _Job(
+            problem, self.method, self.stop, self.step, self.cap, self.want, self.keep, self.params,
+            self.statistics, problem.noise_stream(noise_seed) if problem.is_noisy else None,
+        )  # fmt: skip
 
     @property
     def lowest(self) -> FloatArray:
@@ -459,21 +475,21 @@ class _Job:
         if not ((simple and (norm is not None or self.method.code == c.ADAM)) or own):
             return c.GENERAL
         packed = self.problem.packed()
-        if (packed.kinds == c.DENSE).all() and np.diff(packed.offsets).max() <= MAX_TINY_BLOCK:
+        if packed.kind == c.DENSE and packed.largest <= MAX_TINY_BLOCK:
             return c.TINY
-        if (packed.kinds == c.DIAGONAL).all() and self.problem.size >= MIN_STREAM_BLOCK * packed.kinds.size:
+        if packed.kind == c.DIAGONAL and self.problem.size >= MIN_STREAM_BLOCK * packed.kinds.size:
             return c.STREAM
         return c.GENERAL
 
     def result(
-        self, status: int, count: int, x: FloatArray, acc: FloatArray, peaks: FloatArray, first: FloatArray,
-        final: FloatArray, tolerance: float, trace: Trace | None = None, state: Any = None,
+        self, status: int, count: int, x: FloatArray, acc: FloatArray, peaks: FloatArray,
+        initial: dict[str, float], final: dict[str, float], tolerance: float, trace: Trace | None = None,
+        state: Any = None,
     ) -> Run:  # fmt: skip
         tails = {
             "tail_gap": float(self.params[c.P_TAIL_GAP]),
             "tail_displacement": float(self.params[c.P_TAIL_DISPLACEMENT]),
         }
-        available = _available(self.want)
         return Run(
             problem=self.problem,
             method=self.method,
@@ -484,8 +500,8 @@ class _Job:
             point=self.problem.minimizer + x,
             step=self.step,
             max_iterations=self.cap,
-            initial={name: float(QUANTITIES[name](first)) for name in available},
-            final={name: float(QUANTITIES[name](final)) for name in available},
+            initial=initial,
+            final=final,
             statistics=read_statistics(
                 self.statistics, acc, count, float(peaks.sum()) if peaks.size else 0.0, tails
             ),
@@ -497,8 +513,8 @@ class _Job:
         )
 
 
-@functools.cache
-def _available(want: int) -> tuple[str, ...]:
+def _measured(want: int, rows: FloatArray) -> list[dict[str, float]]:
+    """Return what the kernels measured in each row, by name."""
     of = {
         "gap": c.WANT_GAP,
         "grad_l1": c.WANT_L1,
@@ -506,7 +522,9 @@ def _available(want: int) -> tuple[str, ...]:
         "grad_linf": c.WANT_LINF,
         "lambda_g": c.WANT_LAMBDA_G,
     }
-    return tuple(name for name, bit in of.items() if want & bit)
+    names = [name for name, bit in of.items() if want & bit]
+    table = np.stack([QUANTITIES[name](rows) for name in names], axis=-1).tolist()
+    return [dict(zip(names, row, strict=True)) for row in table]
 
 
 @functools.cache
@@ -709,12 +727,11 @@ def _run_one(
             record = np.empty((len(at), c.N_QUANTITIES))
             clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
             call = len(s.times), at, record, clock
-            with Deferred():
-                status = kernel(
-                    code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
-                    packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
-                    record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address,
-                )  # fmt: skip
+            status = kernel(
+                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
+                packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
+                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address,
+            )  # fmt: skip
             pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
                 raise KeyboardInterrupt
@@ -752,8 +769,9 @@ def _finished(job: _Job, s: _State, status: int, q: FloatArray, traced: bool) ->
             kept.times.pop()
             kept.rows.pop()
         trace = Trace.from_rows(np.array(times, dtype=np.int64), np.array(rows))
+    initial, final = _measured(job.want, np.array([s.first, q]))
     return job.result(
-        status, s.t, s.x, s.acc, s.peak, s.first, q, float(s.params[c.P_TOLERANCE]), trace, kept
+        status, s.t, s.x, s.acc, s.peak, initial, final, float(s.params[c.P_TOLERANCE]), trace, kept
     )
 
 
@@ -880,14 +898,13 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         clock = np.array([active, queued, budget, least], dtype=np.int64)
         if rows:
             _draw(jobs, owner, t, active, queued, noise)
-        with Deferred():
-            kernel(
-                code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
-                start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-                owner, t, cap, par, norms, lowest, support, anchor, data,
-                x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-                statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, address,
-            )  # fmt: skip
+        kernel(
+            code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
+            start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
+            owner, t, cap, par, norms, lowest, support, anchor, data,
+            x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
+            statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, address,
+        )  # fmt: skip
         active, queued = int(clock[0]), int(clock[1])
         bar.update(queued - active - finished)
         finished = queued - active
@@ -903,12 +920,12 @@ def _run_lanes(jobs: list[_Job], bar: _Progress) -> list[Run]:
         )  # fmt: skip
         results[k] = _stateless(_run_one(jobs[k], s, None, None, bar.cancelled))
         bar.update(1)
-    quantity = QUANTITIES[job.stop.quantity]
+    initial, final = _measured(job.want, firsts), _measured(job.want, finals)
     for k, other in enumerate(jobs):
         if results[k] is None:
-            tolerance = other.stop.tolerance(size, float(quantity(firsts[k])))
+            tolerance = other.stop.tolerance(size, initial[k][job.stop.quantity])
             results[k] = other.result(
-                int(statuses[k]), int(iterations[k]), points[k], accs[k], peaks[k], firsts[k], finals[k],
+                int(statuses[k]), int(iterations[k]), points[k], accs[k], peaks[k], initial[k], final[k],
                 tolerance,
             )  # fmt: skip
     return results  # type: ignore[return-value]

@@ -181,6 +181,11 @@ class Step:
     schedule: Schedule | None = None
 
 
+def of_problem(learning_rate: float | str | Schedule) -> bool:
+    """Whether a rule's numbers depend on the problem."""
+    return isinstance(learning_rate, str) and learning_rate in ("optimal", "m_star")
+
+
 def resolve(
     learning_rate: float | str | Schedule, families: tuple[str, ...], problem: BlockQuadratic, stop: Stop
 ) -> Step:

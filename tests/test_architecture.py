@@ -17,7 +17,7 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 # A module imports only names to its left. Kernels import nothing, so anything may use them.
 # fmt: off
 ORDER = [
-    "kernels", "_lazy", "_arrays", "_files", "_interrupts", "_progress", "noise", "spectra", "bases",
+    "kernels", "_lazy", "_arrays", "_files", "_progress", "noise", "spectra", "bases",
     "problem", "cases", "curvature", "heterogeneity", "stopping", "steps", "methods", "closed_form", "run",
     "solve", "bounds", "expectation", "stability", "compare", "falsify", "sweep", "bridge", "testing",
     "figures", "cli", "__main__",

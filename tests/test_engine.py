@@ -971,7 +971,9 @@ def test_a_function_that_does_not_compile_is_a_one_line_error(make, rule):
 
 def interrupted(script: str, after: float = 0.7) -> tuple[str, float]:
     """Run a script, press Ctrl-C a while after it prints "running"; its output, the seconds it then took."""
-    command = [sys.executable, "-c", textwrap.dedent(script)]
+    # A shell's background job ignores SIGINT, and its children inherit that.
+    catch = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", catch + textwrap.dedent(script)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().strip() == "running"
@@ -1128,8 +1130,9 @@ def test_no_interrupt_is_lost_between_python_and_a_kernel():
         import _thread, random, signal, threading, time
         from quadlab import Adam, GradientNorm, case, solve
         random.seed(0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         problem, method, stop = case("het"), Adam(1e-5), GradientNorm(1e-280)
-        run = solve(problem, method, stop, max_iterations=3)
+        solve(problem, method, stop, max_iterations=3)
         caught = 0
         def interrupt():
             time.sleep(random.uniform(0.0005, 0.003))
