@@ -170,10 +170,13 @@ def test_packed():
     expected = [dense.matrix.ravel(), diagonal.eigenvalues, house.eigenvalues, house.reflectors.ravel()]
     np.testing.assert_array_equal(h.data, np.concatenate(expected))
     np.testing.assert_array_equal(h.norms, p.block_norms)
-    for array in h:
+    assert (h.kind, h.largest, h.structure) == (-1, 5, None)
+    for array in (h.kinds, h.offsets, h.data_offsets, h.reflectors, h.norms, h.data):
         assert array.flags.c_contiguous and not array.flags.writeable
     one = from_spectra([[1, 2, 3]], seed=0)
     assert np.shares_memory(one.packed().data, one.blocks[0].eigenvalues)
+    assert (one.packed().kind, one.packed().largest) == (1, 3)
+    assert one.packed().structure == from_spectra([[4, 5, 6]], seed=1).packed().structure
 
 
 # -- blocks as matrices
