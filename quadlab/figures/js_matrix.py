@@ -35,16 +35,20 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
                 **setting(entry),
                 "all": number(study.mean_distance(distances)),
                 "matrices": number(study.mean_distance(distances, matrices)),
+                "hessian_gini": entry["hessian_gini"],
             }
         )
         if (entry["model"], entry["depth"]) in PANELS:
             panels.append({**means[-1], "names": names, "distances": np.round(distances, 3).tolist()})
+    norms, norms_cnn = medians({"means": means}, "hessian_gini")
     return {
         "caption": (
             "Jensen-Shannon distance between the eigenvalue densities of every two parameter tensors at the "
             "start, and its mean over pairs (JS^0) for every model measured: over all tensors that have "
             "curvature, and over matrices and convolutions alone. Densities of log10 |lam|, smoothed over "
-            f"{BANDWIDTH:g} decades; eigenvalues within {FLAT:g} ||H_b|| of zero count as zero. Seed 0."
+            f"{BANDWIDTH:g} decades; eigenvalues within {FLAT:g} ||H_b|| of zero count as zero. Seed 0. "
+            f"The Gini coefficient of the block norms ||H_b|| is {norms:.2f} in the median Transformer and "
+            f"{norms_cnn:.2f} in the median CNN."
         ),
         "panels": panels,
         "means": means,
@@ -52,7 +56,7 @@ def data(quick: bool = False, progress: bool = False) -> dict[str, Any]:
 
 
 def medians(data: dict[str, Any], key: str) -> tuple[float, float]:
-    """Return the median JS^0 of the Transformers and of the CNNs."""
+    """Return the medians of the Transformers and of the CNNs."""
     groups: dict[bool, list[float]] = {True: [], False: []}
     for entry in data["means"]:
         if entry["model"] != "mlp":

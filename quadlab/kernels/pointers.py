@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -27,13 +27,22 @@ USER_SINGLE = types.void(INT, F1, F1, READ_F1, F1, F1, F2, F1, READ_I1)
 USER_LANES = types.void(INT, I1, F2, F2, F2, F2, F3, F2, READ_I1)
 
 
+# With NUMBA_DISABLE_JIT=1 nothing is compiled, and a function is found by its number here.
+_UNCOMPILED: dict[int, Any] = {}
+
+
 def address_of(function: Any, signature: Any) -> int:
     """Return the address of a compiled function, which the caller keeps alive."""
+    if config.DISABLE_JIT:
+        _UNCOMPILED[id(function)] = function
+        return id(function)
     compiled = function.get_compile_result(signature)
     return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def _function_at(signature: Any) -> Any:
+    if config.DISABLE_JIT:
+        return _UNCOMPILED.get
     function_type = types.FunctionType(signature)
 
     @intrinsic
