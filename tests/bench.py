@@ -151,7 +151,7 @@ def counted(cap: int) -> tuple[float, np.ndarray]:
 def tune() -> tuple[int, int]:
     """Two caps between which a run takes long enough to be measured."""
     once, high = measure(1), 4
-    while measure(high) < once + max(4.0 * LEAST, 2.0 * once):
+    while measure(high) - measure(high // 4) < max(4.0 * LEAST, 2.0 * once):
         high *= 4
     return high // 4, high
 

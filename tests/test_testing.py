@@ -59,8 +59,9 @@ def test_a_false_bound_fails_and_shrinks():
         with pytest.raises(AssertionError) as error:
             assert_bound_holds("mine.false", max_examples=100)
     message = str(error.value)
-    assert re.match(r"mine.false is violated: upper bound 0\.\d+ on iterations, measured 1\n", message)
-    assert "SignSGD(m_star), stop: " in message and "block [1.0], start [" in message
+    # A search of a hundred draws: mostly it shrinks to one coordinate and one update, once in a while to two.
+    assert re.match(r"mine.false is violated: upper bound [01]\.\d+ on iterations, measured [12]\n", message)
+    assert "SignSGD(m_star), stop: " in message and "block [" in message and "start [" in message
 
 
 def test_one_run():
