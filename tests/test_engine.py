@@ -971,9 +971,7 @@ def test_a_function_that_does_not_compile_is_a_one_line_error(make, rule):
 
 def interrupted(script: str, after: float = 0.7) -> tuple[str, float]:
     """Run a script, press Ctrl-C a while after it prints "running"; its output, the seconds it then took."""
-    # A shell's background job ignores SIGINT, and its children inherit that.
-    catch = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    command = [sys.executable, "-c", catch + textwrap.dedent(script)]
+    command = [sys.executable, "-c", textwrap.dedent(script)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().strip() == "running"
@@ -1127,10 +1125,9 @@ def test_the_fused_paths_are_the_general_one(name, ord, make, count):
 
 def test_no_interrupt_is_lost_between_python_and_a_kernel():
     script = """
-        import _thread, random, signal, threading, time
+        import _thread, random, threading, time
         from quadlab import Adam, GradientNorm, case, solve
         random.seed(0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         problem, method, stop = case("het"), Adam(1e-5), GradientNorm(1e-280)
         solve(problem, method, stop, max_iterations=3)
         caught = 0
