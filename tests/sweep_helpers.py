@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -38,6 +39,18 @@ def deadly(seed, index):
     if index == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return ql.case("het", seed=index)
+
+
+def deaf(connection):
+    """Stands for a worker that dies while it starts."""
+    os.abort()
+
+
+def half_an_answer():
+    """Begin an answer of a million bytes to the parent, and die."""
+    connection = sys._getframe(1).f_locals["connection"]
+    os.write(connection.fileno(), struct.pack("!i", 10**6) + bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def slow(seed, index):

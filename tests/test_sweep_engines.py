@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 
 import pytest
 
+import sweep_helpers
 from quadlab.cli import main
 from quadlab.sweep import engines, sweep
 from quadlab.sweep.store import Store
@@ -82,6 +85,49 @@ def test_a_killed_process_does_not_end_the_sweep(tmp_path):
     assert content(table) == local("SLOW")
 
 
+def test_a_worker_killed_in_mid_answer_is_the_death_of_one_call():
+    executor = engines.ProcessExecutor(2)
+    try:
+        calls = [executor.submit(sweep_helpers.half_an_answer), executor.submit(os.getpid)]
+        calls += [executor.submit(bytes, 10**6) for _ in range(20)]
+        assert isinstance(calls[0].exception(timeout=60), engines.WorkerDied)
+        assert calls[1].result(timeout=60) != os.getpid()
+        assert [len(call.result(timeout=60)) for call in calls[2:]] == [10**6] * 20
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def test_workers_killed_at_random_moments_of_long_answers():
+    executor = engines.ProcessExecutor(2)
+    died = 0
+    try:
+        for _ in range(10):
+            calls = [executor.submit(bytes, 10**6) for _ in range(100)]
+            calls[random.randrange(100)].result(timeout=60)
+            time.sleep(random.uniform(0, 0.02))
+            os.kill(random.choice(sorted(executor._processes, key=id)).pid, signal.SIGKILL)
+            for call in calls:
+                error = call.exception(timeout=60)
+                assert error is None or isinstance(error, engines.WorkerDied)
+                died += error is not None
+            assert executor.submit(len, "abc").result(timeout=60) == 3
+    finally:
+        executor.shutdown(cancel_futures=True)
+    assert died <= 10  # a death is that of one call
+    assert not multiprocessing.active_children()
+
+
+def test_an_executor_of_processes_reports_what_goes_wrong():
+    with engines.ProcessExecutor(1) as executor:
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: integer"):
+            executor.submit(divmod, 1, 0).result(timeout=60)
+        with pytest.raises(RuntimeError, match="pickle"):
+            executor.submit(open, os.devnull).result(timeout=60)
+        assert executor.submit(int, "11", base=2).result(timeout=60) == 3
+        last = executor.submit(sum, [1, 2])
+    assert last.result() == 3  # leaving waits
+
+
 def test_a_run_that_kills_its_process_fails_alone(tmp_path):
     grid = {"problem": "sweep_helpers:deadly", "index": [5, 6, 7], "method": "gd:lambda_g", "eps": 1}
     table = sweep(grid, tmp_path / "s.sqlite", executor=1)
@@ -91,7 +137,7 @@ def test_a_run_that_kills_its_process_fails_alone(tmp_path):
 
 
 def test_workers_that_cannot_start_are_an_error(monkeypatch):
-    monkeypatch.setattr(engines, "_begin_worker", os.abort)
+    monkeypatch.setattr(engines, "_serve", sweep_helpers.deaf)
     with pytest.raises(ChildProcessError, match="do not start"):
         sweep({"case": "het", "method": "gd:lambda_g", "eps": 1}, executor=1)
 
@@ -152,13 +198,20 @@ def test_packs_at_once_share_one_limit_of_threads():
 @pytest.mark.parametrize("executor", [0, -1, True, 1.5, "tcp://127.0.0.1:1", "nonsense", object()])
 def test_a_bad_executor_is_one_line(executor, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    real = distributed.Client
-    monkeypatch.setattr(
-        distributed, "Client", lambda address, timeout, **options: real(address, timeout=1, **options)
-    )
+    made = []
+
+    class Client(distributed.Client):
+        def __init__(self, address, timeout, **options):
+            made.append(weakref.ref(self))
+            super().__init__(address, timeout=1, **options)
+
+    monkeypatch.setattr(distributed, "Client", Client)
     with pytest.raises(ValueError, match=r"executor|workers|Dask scheduler") as caught:
         sweep({"case": "het", "method": "gd:lambda_g", "eps": 1}, executor=executor)
     assert "\n" not in str(caught.value)
+    assert len(made) == isinstance(executor, str)
+    # A Client left half made hangs the next one, if it is collected while that one starts.
+    assert not any(client() for client in made)
 
 
 # -- Dask ----------------------------------------------------------------------------------------------------

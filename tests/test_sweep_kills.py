@@ -40,6 +40,7 @@ def test_control_c_keeps_what_was_written(tmp_path):
     child = start(path, 0)
     while not (path.exists() and stored(path)):
         time.sleep(0.01)
+        assert child.poll() is None
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=30) != 0
     before = stored(path)

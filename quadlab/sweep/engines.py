@@ -7,7 +7,7 @@ workers' speed suggests.
 
 =====================  =====================================================================================
 `Here`                 this process, one pack after another
-`Processes`            spawned processes; where one dies the pool is rebuilt and its packs run again
+`Processes`            spawned processes, each with a pipe of its own; one that dies is replaced
 `Cluster`              Dask distributed, by an address or a Client; Dask itself moves a dead worker's packs
 any other Executor     as it is
 =====================  =====================================================================================
@@ -18,14 +18,17 @@ is left then is stored as failed, so a run that kills its process ends neither t
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import pickle
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
@@ -200,9 +203,9 @@ def _outcome(result: Any, setting: Any, seconds: float) -> Outcome:
     return FAILED, "{}", text if type(result) is ValueError else f"{type(result).__name__}: {text}", seconds
 
 
-def _begin_worker() -> None:
-    """Make a spawned process leave Ctrl-C to its parent, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(connection: Any) -> None:
+    """Run in a spawned process the calls that come through its pipe, until the parent closes it or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     # Read when numba is first imported, which is later: a worker has one thread.
     os.environ["NUMBA_NUM_THREADS"] = "1"
     import multiprocessing
@@ -215,16 +218,25 @@ def _begin_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    connection.send(None)  # it has started
+    while True:
+        try:
+            call = connection.recv_bytes()
+        except EOFError:
+            return
+        try:
+            function, args, kwargs = pickle.loads(call)
+            answer = pickle.dumps((function(*args, **kwargs), None))
+        except Exception as error:
+            answer = pickle.dumps((None, f"{type(error).__name__}: {error}"))
+        connection.send_bytes(answer)
 
 
 # -- engines -------------------------------------------------------------------------------------------------
 
 
 class Engine:
-    """An executor, the number of packs it should have at once, and what to do when it breaks."""
-
-    #: Whether the death of one worker is the death of all.
-    breaks = False
+    """An executor, the number of packs it should have at once, and whether it lost one."""
 
     def __init__(self, executor: Executor, workers: int | None = None) -> None:
         self.executor = executor
@@ -248,11 +260,8 @@ class Engine:
         """Return whether a pack that ended with this died with its worker, and can be run again."""
         return False
 
-    def rebuild(self) -> None:
-        """Make it work again after a death."""
-
-    def close(self, now: bool = False) -> None:
-        """Release what this object made; ``now`` gives up what is under way."""
+    def close(self) -> None:
+        """Release what this object made, and give up what is under way."""
 
 
 class Here(Engine):
@@ -280,53 +289,132 @@ class _Inline(Executor):
 class Processes(Engine):
     """Spawned processes of one thread each."""
 
-    breaks = True
-
     def __init__(self, workers: int) -> None:
         if isinstance(workers, bool) or workers < 1:
             raise ValueError(f"workers must be an integer >= 1, received {workers}")
-        self._workers = workers
-        self.executor = self._pool()
+        super().__init__(ProcessExecutor(workers), workers)
 
-    def _pool(self) -> Executor:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
+    def lost(self, error: BaseException) -> bool:
+        """Return whether the process of the pack died."""
+        return isinstance(error, WorkerDied)
 
-        for _ in range(3):
-            pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _begin_worker)
+    def close(self) -> None:
+        """End the processes."""
+        self.executor.shutdown(cancel_futures=True)
+
+
+class WorkerDied(Exception):
+    """The process that ran a call is dead."""
+
+
+class ProcessExecutor(Executor):
+    """Spawned processes that may be killed at any moment.
+
+    The workers of the standard library's `ProcessPoolExecutor` answer through one pipe; where one is killed
+    in an answer longer than the pipe holds, the reader waits for the rest for ever. Here each process has a
+    pipe and a thread of the parent to itself: its death is the end of that pipe and of one call.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], bytes] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._processes: set[Any] = set()
+        self._cancelled = False
+        self._threads = [threading.Thread(target=self._attend, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run ``function(*args, **kwargs)`` in the next free process."""
+        future: Future[Any] = Future()
+        self._calls.put((future, pickle.dumps((function, args, kwargs))))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes: when all calls have ended, or, with ``cancel_futures``, at once."""
+        if cancel_futures:
+            with self._lock:
+                self._cancelled = True
+                for process in self._processes:
+                    process.kill()
+        for _ in self._threads:
+            self._calls.put(None)
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+    def _attend(self) -> None:
+        """Hand one call after another to a process of this thread's own."""
+        process = connection = None
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            if self._cancelled:
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
-                pool.submit(versions).result()
-                return pool
-            except BrokenExecutor:
-                pool.shutdown()
-            except BaseException:
-                _kill(pool)
-                raise
+                if process is not None and not process.is_alive():
+                    self._end(process, connection)
+                    process = None
+                if process is None:
+                    process, connection = self._start()
+                result, told = self._ask(connection, call)
+            except WorkerDied as error:
+                self._end(process, connection)
+                process = None
+                future.set_exception(error)
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                if told is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(RuntimeError(told))
+        if process is not None:
+            self._end(process, connection)
+
+    @staticmethod
+    def _ask(connection: Any, call: bytes) -> Any:
+        try:
+            connection.send_bytes(call)
+            answer = connection.recv_bytes()
+        except (EOFError, OSError):
+            raise WorkerDied("in mid-call") from None
+        return pickle.loads(answer)
+
+    def _start(self) -> tuple[Any, Any]:
+        from multiprocessing import get_context, resource_tracker
+
+        if hasattr(signal, "pthread_sigmask"):
+            resource_tracker.ensure_running()  # which would unblock the signal
+            # The process inherits this, so that Ctrl-C does not strike while it starts either.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        spawn = get_context("spawn")
+        for _ in range(3):
+            connection, other_end = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(other_end,), daemon=True)
+            with self._lock:
+                if self._cancelled:
+                    raise CancelledError("the processes are being ended")
+                process.start()
+                self._processes.add(process)
+            other_end.close()  # or the pipe would not end with the process
+            try:
+                connection.recv()
+                return process, connection
+            except (EOFError, OSError):
+                self._end(process, connection)
         raise ChildProcessError(
             "worker processes do not start; a script that starts them needs "
             'if __name__ == "__main__": around its code'
         )
 
-    def lost(self, error: BaseException) -> bool:
-        """Return whether a process of the pool died."""
-        return isinstance(error, BrokenExecutor)
-
-    def rebuild(self) -> None:
-        """Start a new pool."""
-        self.executor.shutdown(wait=True, cancel_futures=True)
-        self.executor = self._pool()
-
-    def close(self, now: bool = False) -> None:
-        """End the processes."""
-        if now:
-            _kill(self.executor)
-        self.executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _kill(pool: Any) -> None:
-    for process in list((pool._processes or {}).values()):
+    def _end(self, process: Any, connection: Any) -> None:
+        connection.close()
+        with self._lock:
+            self._processes.discard(process)
         process.kill()
-    pool.shutdown(wait=True, cancel_futures=True)
+        process.join()
 
 
 class Cluster(Engine):
@@ -340,12 +428,16 @@ class Cluster(Engine):
         except ImportError:
             raise ValueError("a Dask cluster needs dask: pip install 'quadlab[dask]'") from None
         if self._own:
-            address = client
+            address, told = client, None
             try:
                 client = Client(address, timeout=10, set_as_default=False)
             except (OSError, ValueError) as error:
                 told = " ".join(str(error).split())
-                raise ValueError(f"no Dask scheduler answers at {address}: {told}") from None
+            if told is not None:
+                # A half-made Client closes when it is collected: here, since Dask would wait for its own lock
+                # for ever if that happened in the start of another one.
+                gc.collect()
+                raise ValueError(f"no Dask scheduler answers at {address}: {told}")
         self._killed = KilledWorker
         self._client = client
         self._asked, self._threads = -math.inf, 1
@@ -363,7 +455,7 @@ class Cluster(Engine):
         """Return whether Dask gave up on a pack, several of whose workers died."""
         return isinstance(error, self._killed)
 
-    def close(self, now: bool = False) -> None:
+    def close(self) -> None:
         """Give up what is under way, and leave the cluster as it is."""
         self.executor.shutdown(wait=False)
         if self._own:
@@ -465,59 +557,38 @@ class Packs:
 def compute(packs: Packs, engine: Engine) -> Generator[list[tuple[Group, list[Outcome]]], None, None]:
     """Yield what has ended, until all has; closing the generator gives up what is under way."""
     pending: dict[Future[PackResult], _Pack] = {}
-    finished = False
+
+    def submit(pack: _Pack) -> None:
+        pending[engine.submit(pack.groups, 4.0 * packs.seconds)] = pack
+
     try:
         while True:
-            alone = False
-            broken = False
             workers, slots = engine.workers, engine.slots
-            while not broken and len(pending) < slots and (pack := packs.take(workers)) is not None:
-                broken = not _submitted(pack, packs, engine, pending)
-            if not broken and not pending and packs.suspects:
-                alone = True
-                pack = packs.suspects.popleft()
-                broken = not _submitted(pack, packs, engine, pending)
-            if not pending and not broken:
+            while len(pending) < slots and (pack := packs.take(workers)) is not None:
+                submit(pack)
+            alone = not pending and bool(packs.suspects)
+            if alone:
+                submit(packs.suspects.popleft())
+            if not pending:
                 break
             ended: list[tuple[Group, list[Outcome]]] = []
-            while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    pack = pending.pop(future)
-                    error = (
-                        CancelledError("given up by the executor")
-                        if future.cancelled()
-                        else future.exception()
-                    )
-                    if error is None:
-                        result = future.result()
-                        packs.learn(pack, result)
-                        ended += zip(pack.groups, result.outcomes, strict=False)
-                    elif engine.lost(error):
-                        broken = broken or engine.breaks
-                        ended += packs.died(pack, alone, error)
-                    else:
-                        told = " ".join(f"{type(error).__name__}: {error}".split())
-                        raise ChildProcessError(f"a pack of runs cannot be run: {told}") from error
-                if not broken:
-                    break  # where a pool broke, the others of its packs end at once, most of them dead
-            if broken:
-                engine.rebuild()
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                pack = pending.pop(future)
+                error = (
+                    CancelledError("given up by the executor") if future.cancelled() else future.exception()
+                )
+                if error is None:
+                    result = future.result()
+                    packs.learn(pack, result)
+                    ended += zip(pack.groups, result.outcomes, strict=False)
+                elif engine.lost(error):
+                    ended += packs.died(pack, alone, error)
+                else:
+                    told = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise ChildProcessError(f"a pack of runs cannot be run: {told}") from error
             if ended:
                 yield ended
-        finished = True
     finally:
         for future in pending:
             future.cancel()
-        engine.close(now=not finished)
-
-
-def _submitted(pack: _Pack, packs: Packs, engine: Engine, pending: dict[Future[PackResult], _Pack]) -> bool:
-    """Submit a pack; False, and the pack is put back, if the pool is found dead."""
-    try:
-        pending[engine.submit(pack.groups, 4.0 * packs.seconds)] = pack
-    except BrokenExecutor as error:
-        if not engine.lost(error):
-            raise
-        packs.again.appendleft(pack)
-        return False
-    return True
+        engine.close()
