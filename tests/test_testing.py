@@ -51,7 +51,18 @@ def test_the_example_of_the_docstring():
         namespace["test_mine_on_small_blocks"]()
 
 
-def test_a_false_bound_fails_and_shrinks():
+@pytest.fixture
+def repeatable():
+    """Hypothesis draws the same examples in every run of the suite."""
+    before = settings.get_current_profile_name()
+    settings.register_profile("repeatable", derandomize=True)
+    settings.load_profile("repeatable")
+    yield
+    settings.load_profile(before)
+
+
+def test_a_false_bound_fails_and_shrinks(repeatable):
+    # One search in sixty ends at a problem of two blocks, so the search is fixed and the end is asked for.
     with temporary_bounds():
         ql.bound("mine.false", family="signsgd", rules="m_star", target="l1")(
             lambda s: s.curvature.trace * s.delta / s.tolerance**2
@@ -59,9 +70,8 @@ def test_a_false_bound_fails_and_shrinks():
         with pytest.raises(AssertionError) as error:
             assert_bound_holds("mine.false", max_examples=100)
     message = str(error.value)
-    # A search of a hundred draws: mostly it shrinks to one coordinate and one update, once in a while to two.
-    assert re.match(r"mine.false is violated: upper bound [01]\.\d+ on iterations, measured [12]\n", message)
-    assert "SignSGD(m_star), stop: " in message and "block [" in message and "start [" in message
+    assert re.match(r"mine.false is violated: upper bound 0\.\d+ on iterations, measured 1\n", message)
+    assert "SignSGD(m_star), stop: " in message and "block [1.0], start [" in message
 
 
 def test_one_run():
