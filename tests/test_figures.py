@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,24 +31,7 @@ from quadlab.figures import measured_vs_bound as cloud
 from quadlab.figures import zhang_cases as zhang
 from quadlab.heterogeneity import correlation
 
-NAMES = (
-    "heterogeneity_map",
-    "measured_vs_bound",
-    "zhang_cases",
-    "tightness",
-    "rotation",
-    "lr_scaling",
-    "soft_sign",
-    "noise",
-    "worst_cases",
-    "scaling",
-    "transformer_blocks",
-    "js_matrix",
-    "spectra",
-    "replay_vs_training",
-    "heterogeneity_in_training",
-    "edge_of_stability",
-)
+NAMES = figures.names()
 
 
 @functools.cache
@@ -70,8 +54,11 @@ def drawn(name, data):
     return figure
 
 
-def test_names():
-    assert figures.names() == NAMES
+def test_every_module_that_draws_has_its_name():
+    modules = {
+        path.stem for path in Path(figures.__file__).parent.glob("*.py") if "\nHEIGHT = " in path.read_text()
+    }
+    assert modules == set(NAMES) and len(NAMES) == 16
 
 
 def test_an_unknown_figure_is_refused_before_anything_is_made(tmp_path):
@@ -417,6 +404,8 @@ def test_the_noise_figure_tells_what_holds():
     broken = copy.deepcopy(data)
     broken["averages"][0]["holds"] = False
     assert "DOES NOT HOLD" in noise.title(broken)
+
+
 def test_scaling_finds_the_slope_and_the_share_of_the_bandwidth():
     """A cost of 2 P ns is a slope of 1, and 28 GB/s for 56 bytes."""
     points = [[10**k, 2.0 * 10**k] for k in range(4, 8)]

@@ -23,28 +23,24 @@ __all__ = ["names", "redraw", "render"]
 
 SCHEMA = "quadlab.figure/1"
 
-# name -> module, imported when drawn
-_MODULES = {
-    name: f"{__name__}.{name}"
-    for name in (
-        "heterogeneity_map",
-        "measured_vs_bound",
-        "zhang_cases",
-        "tightness",
-        "rotation",
-        "lr_scaling",
-        "soft_sign",
-        "noise",
-        "worst_cases",
-        "scaling",
-        "transformer_blocks",
-        "js_matrix",
-        "spectra",
-        "replay_vs_training",
-        "heterogeneity_in_training",
-        "edge_of_stability",
-    )
-}
+_NAMES = (
+    "heterogeneity_map",
+    "measured_vs_bound",
+    "zhang_cases",
+    "tightness",
+    "rotation",
+    "lr_scaling",
+    "soft_sign",
+    "noise",
+    "worst_cases",
+    "scaling",
+    "transformer_blocks",
+    "js_matrix",
+    "spectra",
+    "replay_vs_training",
+    "heterogeneity_in_training",
+    "edge_of_stability",
+)
 
 
 def names() -> tuple[str, ...]:
@@ -55,7 +51,7 @@ def names() -> tuple[str, ...]:
     >>> names()[:4]
     ('heterogeneity_map', 'measured_vs_bound', 'zhang_cases', 'tightness')
     """
-    return tuple(_MODULES)
+    return _NAMES
 
 
 def module(name: str) -> Any:
@@ -66,9 +62,9 @@ def module(name: str) -> Any:
     ValueError
         If there is no such figure.
     """
-    if name not in _MODULES:
-        raise ValueError(f"figure must be one of {', '.join(_MODULES)}, received {name!r}")
-    return importlib.import_module(_MODULES[name])
+    if name not in _NAMES:
+        raise ValueError(f"figure must be one of {', '.join(_NAMES)}, received {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def render(
@@ -100,7 +96,7 @@ def render(
     ValueError
         If a name is unknown, before anything is computed.
     """
-    modules = {name: module(name) for name in (_MODULES if names is None else names)}
+    modules = {name: module(name) for name in (_NAMES if names is None else names)}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     done = []
