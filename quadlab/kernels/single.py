@@ -24,6 +24,7 @@ from quadlab.kernels.sums import (
     total_sum,
     weighted_squares,
 )
+from quadlab.kernels.team import FIRST, LEAVE, LIMIT, barrier
 from quadlab.kernels.tiny import advance_tiny
 
 
@@ -307,11 +308,12 @@ def build(sources):
     def run_single(
         code, clock, kinds, offsets, data_offsets, reflectors, norms, lowest, data, support, minimizer,
         params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, noise, noisy,
-        address,
+        address, ranks, team, sums,
     ):  # fmt: skip
         """Run until an outcome, the pause or a full record; return the status code.
 
-        With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number.
+        With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number. On the
+        path STREAM other threads, ``ranks - 1`` of them, wait in ``assist`` to be asked.
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
         user = single_function_at(address)
@@ -331,7 +333,10 @@ def build(sources):
                     t = advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params,
                                      schedule, schedule_start, acc, x, state)  # fmt: skip
                 else:
-                    t = advance_stream(method, rule, stop, t, limit, offsets, data_offsets, norms, data,
+                    if ranks > 1:
+                        team[FIRST], team[LIMIT] = t, limit
+                        barrier(team, ranks)
+                    t = advance_stream(0, ranks, team, sums, method, rule, stop, t, limit, offsets, data_offsets, norms, data,
                                        params, schedule, schedule_start, acc, x, state)  # fmt: skip
                 if t == pause:
                     break
@@ -399,6 +404,9 @@ def build(sources):
             t += 1
             if row == record.shape[0] and row > 0:
                 break
+        if ranks > 1:
+            team[LIMIT] = LEAVE
+            barrier(team, ranks)
         clock[0] = t
         clock[4] = row
         return status

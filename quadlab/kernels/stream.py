@@ -18,6 +18,7 @@ import numpy as np
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, outlined, sign
 from quadlab.kernels.sums import TERM_ABSOLUTE, TERM_PRODUCT, block_sum
+from quadlab.kernels.team import FIRST, LEAVE, LIMIT, barrier
 
 
 @outlined
@@ -76,36 +77,57 @@ def square_sum(g):
 
 
 @outlined
-def advance_stream(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params, schedule, start,
-                   acc, x, state):  # fmt: skip
-    """Advance x and state from t to the next event, at most to ``limit``; return the iteration reached."""
+def advance_stream(rank, ranks, team, sums, method, rule, stop, t, limit, offsets, data_offsets, norms, data,
+                   params, schedule, start, acc, x, state):  # fmt: skip
+    """Advance x and state from t to the next event, at most to ``limit``; return the iteration reached.
+
+    Thread ``rank`` of ``ranks`` moves its share of the chunks. ``sums[p, :, k]`` holds what chunk k adds at
+    the passes of parity p, to be summed in order by every thread: the next pass writes to the other half, so
+    one barrier a pass is enough.
+    """
     beta1, beta2, epsilon = params[c.P_BETA1], params[c.P_BETA2], params[c.P_EPSILON]
+    power1, power2 = acc[c.A_POWER1], acc[c.A_POWER2]
     inverse1 = inverse2 = step = 1.0
     buffer = np.empty(c.CHUNK)
+    chunks = sums.shape[2]
+    mine, behind = rank * chunks // ranks, (rank + 1) * chunks // ranks
+    counted = rule == c.LEMMA and method == c.SIGN
     moving = False
+    parity = 0
     while True:
-        total = weighted = 0.0
+        k = 0
         for block in range(norms.size):
-            part = 0.0
-            count = 0
             at = data_offsets[block] - offsets[block]
             for begin in range(offsets[block], offsets[block + 1], c.CHUNK):
-                end = min(begin + c.CHUNK, offsets[block + 1])
-                h, y, g = data[at + begin : at + end], x[begin:end], buffer[: end - begin]
-                if not moving:
-                    start_chunk(h, y, g)
-                elif method == c.GD:
-                    move_gd(h, y, g, step)
-                elif method == c.SIGN:
-                    move_sign(h, y, g, step)
-                else:
-                    move_adam(h, y, state[0, begin:end], state[1, begin:end], g, step, beta1, beta2, inverse1,
-                              inverse2, epsilon)  # fmt: skip
-                part += absolute_sum(g) if stop == c.STOP_L1 else square_sum(g)
-                if rule == c.LEMMA and method == c.SIGN:
-                    count += nonzeros(g)
+                if mine <= k < behind:
+                    end = min(begin + c.CHUNK, offsets[block + 1])
+                    h, y, g = data[at + begin : at + end], x[begin:end], buffer[: end - begin]
+                    if not moving:
+                        start_chunk(h, y, g)
+                    elif method == c.GD:
+                        move_gd(h, y, g, step)
+                    elif method == c.SIGN:
+                        move_sign(h, y, g, step)
+                    else:
+                        move_adam(h, y, state[0, begin:end], state[1, begin:end], g, step, beta1, beta2,
+                                  inverse1, inverse2, epsilon)  # fmt: skip
+                    sums[parity, 0, k] = absolute_sum(g) if stop == c.STOP_L1 else square_sum(g)
+                    if counted:
+                        sums[parity, 1, k] = nonzeros(g)
+                k += 1
+        if ranks > 1:
+            barrier(team, ranks)
+        total = weighted = 0.0
+        k = 0
+        for block in range(norms.size):
+            part = count = 0.0
+            for _ in range(offsets[block], offsets[block + 1], c.CHUNK):
+                part += sums[parity, 0, k]
+                count += sums[parity, 1, k]
+                k += 1
             total += part
             weighted += (count if method == c.SIGN else part) * norms[block]
+        parity = 1 - parity
         t += 1 if moving else 0
         value = total if stop == c.STOP_L1 else math.sqrt(total)
         if t >= limit or not (value > params[c.P_TOLERANCE] and value < np.inf):
@@ -119,9 +141,28 @@ def advance_stream(method, rule, stop, t, limit, offsets, data_offsets, norms, d
             if not step < np.inf:
                 break
         if method == c.ADAM:
-            acc[c.A_POWER1] *= beta1
-            acc[c.A_POWER2] *= beta2
+            power1 *= beta1
+            power2 *= beta2
             if params[c.P_BIAS] != 0.0:
-                inverse1, inverse2 = 1.0 / (1.0 - acc[c.A_POWER1]), 1.0 / (1.0 - acc[c.A_POWER2])
+                inverse1, inverse2 = 1.0 / (1.0 - power1), 1.0 / (1.0 - power2)
         moving = True
+    if rank == 0:
+        acc[c.A_POWER1], acc[c.A_POWER2] = power1, power2
     return t
+
+
+def build_assist(sources):
+    """Return the kernel of the threads beside the one that holds the run."""
+
+    def assist(rank, ranks, team, sums, code, clock, offsets, data_offsets, norms, data, params, schedule,
+               acc, x, state):  # fmt: skip
+        """Join `advance_stream` whenever rank 0 asks for it, until it leaves."""
+        sources  # noqa: B018 - a closure variable, for the key of the compile cache
+        while True:
+            barrier(team, ranks)
+            if team[LIMIT] == LEAVE:
+                return
+            advance_stream(rank, ranks, team, sums, code[0], code[1], code[2], team[FIRST], team[LIMIT],
+                           offsets, data_offsets, norms, data, params, schedule, clock[3], acc, x, state)  # fmt: skip
+
+    return assist
