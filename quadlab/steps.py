@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -160,8 +160,7 @@ def check_learning_rate(value: Any, families: tuple[str, ...], method: str) -> f
     return _rate(value)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A learning rate resolved for one run.
 
     Attributes

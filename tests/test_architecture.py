@@ -19,8 +19,8 @@ PUBLIC_MODULE = quadlab._MODULE_OF
 ORDER = [
     "kernels", "_lazy", "_arrays", "_files", "_progress", "noise", "spectra", "bases",
     "problem", "cases", "curvature", "heterogeneity", "stopping", "steps", "methods", "closed_form", "run",
-    "solve", "bounds", "expectation", "stability", "compare", "falsify", "sweep", "bridge", "testing",
-    "figures", "cli", "__main__",
+    "batch", "engine", "solve", "bounds", "expectation", "stability", "compare", "falsify", "sweep", "bridge",
+    "testing", "figures", "cli", "__main__",
 ]
 # fmt: on
 

@@ -1,0 +1,369 @@
+r"""Runs as columns: what is checked, resolved and packed for thousands of runs at once, and read back.
+
+A run is a problem, a method, a stopping test, a cap, and the numbers of its update
+:math:`w \leftarrow w - \eta_t d_t` and of its test. Most of n runs share most of these: 64 starts times 64
+learning rates are 4,096 runs of 64 problems and 64 methods. So an argument is a `Column`, its distinct values
+and which of them each run has, and what follows from a value, or from a few together, is found once for each
+that occurs. The numbers are arrays with one row a run, as the kernels read and write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quadlab._arrays import FloatArray, shown
+from quadlab.curvature import starting_gradient
+from quadlab.kernels import codes as c
+from quadlab.methods import FunctionMethod, Method, check_method
+from quadlab.noise import NoiseStream, check_seed
+from quadlab.problem import BlockQuadratic, check_problem
+from quadlab.run import STATISTICS, STATUS_OF, Run, Trace, read_quantities, read_statistics
+from quadlab.steps import Step, of_problem, resolve
+from quadlab.stopping import Stop, check_stop
+
+IntArray = NDArray[np.int64]
+
+#: Longest schedule that lanes share.
+MAX_LANE_SCHEDULE = 1 << 20
+#: Columns of `Batch.codes`.
+METHOD, RULE, STOP, WANT, KEEP = range(5)
+
+
+# -- columns -------------------------------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """An argument of n runs.
+
+    Attributes
+    ----------
+    values : list
+        The distinct ones, by identity.
+    which : ndarray of shape (n,), int64
+        The place in `values` of each run's.
+    """
+
+    values: list[Any]
+    which: IntArray
+
+    @classmethod
+    def of(cls, entries: Sequence[Any]) -> Column:
+        """Return the column of a list with one entry a run."""
+        ids = list(map(id, entries))
+        distinct = dict(zip(ids, entries, strict=True))
+        place = dict(zip(distinct, range(len(distinct)), strict=True))
+        return cls(list(distinct.values()), np.fromiter(map(place.__getitem__, ids), np.int64, len(ids)))
+
+    def run(self, k: int) -> Column:
+        """Return the column of one run alone."""
+        return Column([self.at(k)], np.zeros(1, dtype=np.int64))
+
+    def at(self, run: int) -> Any:
+        """Return the value of a run."""
+        return self.values[self.which[run]]
+
+    def each(self, runs: IntArray) -> list[Any]:
+        """Return the value of each of these runs."""
+        return list(map(self.values.__getitem__, self.which[runs].tolist()))
+
+    def numbers(self, number_of: Callable[[Any], Any], dtype: Any = np.float64) -> NDArray[Any]:
+        """Return a number for each run, found once for each value."""
+        return np.array(list(map(number_of, self.values)), dtype=dtype)[self.which]
+
+    def labels(self, key_of: Callable[[Any], Hashable]) -> IntArray:
+        """Return an integer for each run, equal where the values have equal keys, 0 for the key None."""
+        labels: dict[Hashable, int] = {None: 0}
+        return self.numbers(lambda value: labels.setdefault(key_of(value), len(labels)), np.int64)
+
+
+def columns(**arguments: Any) -> dict[str, Column]:
+    """Return the columns of lists of equal length; any other value serves all runs."""
+    lists = {k: list(v) for k, v in arguments.items() if isinstance(v, (list, tuple, range, np.ndarray))}
+    lengths = {name: len(v) for name, v in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"lists must have equal length, received {told}")
+    n = next(iter(lengths.values()), 1)
+    same = np.zeros(n, dtype=np.int64)
+    return {
+        name: Column.of(lists[name]) if name in lists else Column([value][:n], same)
+        for name, value in arguments.items()
+    }
+
+
+def combinations(*labels: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the first run of each combination of labels >= 0, and the place of each run's combination."""
+    n = labels[0].size
+    first, which = np.zeros(min(n, 1), dtype=np.int64), np.zeros(n, dtype=np.int64)
+    for label in labels:
+        if (label != label[:1]).any():
+            # Renumbered each time, so that the key cannot overflow.
+            key = which * (int(label.max()) + 1) + label
+            _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    return first, which
+
+
+# -- what the kernels are given ------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """One run of a batch."""
+
+    problem: BlockQuadratic
+    method: Method
+    stop: Stop
+    step: Step
+    cap: int
+    codes: IntArray
+    params: FloatArray
+    noise: NoiseStream | None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Runs, checked and resolved.
+
+    Attributes
+    ----------
+    problems, methods, stops, steps, seeds : Column
+    caps : ndarray of shape (n,), int64
+    codes : ndarray of shape (n, 5), int64
+        Of the method, the rule for the step and the measured quantity; what to compute, what to keep.
+    params : ndarray of shape (n, N_PARAMETERS)
+    noisy : ndarray of shape (n,), bool
+    statistics : tuple of str
+    """
+
+    problems: Column
+    methods: Column
+    stops: Column
+    steps: Column
+    seeds: Column
+    caps: IntArray
+    codes: IntArray
+    params: FloatArray
+    noisy: NDArray[np.bool_]
+    statistics: tuple[str, ...]
+
+    @classmethod
+    def make(
+        cls,
+        problems: Column,
+        methods: Column,
+        stop: Column,
+        max_iterations: Column,
+        tail_gap_start: Column,
+        tail_displacement_start: Column,
+        noise_seed: Column,
+        statistics: tuple[str, ...],
+    ) -> Batch:
+        """Check and resolve the arguments of runs; ValueError for what is wrong with any of them."""
+        for column, check in ((problems, check_problem), (methods, check_method), (stop, check_stop)):
+            for value in column.values:
+                check(value)
+        caps = max_iterations.numbers(_cap, np.int64)
+        codes = np.zeros((caps.size, 5), dtype=np.int64)
+        codes[:, METHOD] = methods.numbers(lambda method: method.code, np.int64)
+        for k in np.unique(problems.which[codes[:, METHOD] == c.FROZEN_ADAM]):
+            _check_frozen(problems.values[k])
+        # Most rules resolve alike on all problems, with noise and without.
+        noisy = problems.numbers(lambda problem: problem.is_noisy, np.bool_)
+        tied = methods.numbers(lambda method: of_problem(method.learning_rate), np.bool_)
+        on, until = np.where(tied, 2 + problems.which, noisy), np.where(tied, stop.which, 0)
+        first, which = combinations(methods.which, on, until)
+        chosen = zip(methods.each(first), problems.each(first), stop.each(first), strict=True)
+        steps = Column([resolve(m.learning_rate, m.families, p, s) for m, p, s in chosen], which)
+        codes[:, RULE] = steps.numbers(lambda step: step.rule, np.int64)
+        codes[:, STOP] = stop.numbers(lambda test: test.code, np.int64)
+        codes[:, KEEP] = keep = _kept(statistics)
+        codes[:, WANT] = _wanted(codes[:, METHOD], codes[:, RULE], codes[:, STOP], keep)
+        params = _hyperparameters(methods.values)[methods.which]
+        params[:, c.P_RATE] = steps.numbers(lambda step: step.rate)
+        params[:, c.P_M] = steps.numbers(lambda step: step.m)
+        sizes = problems.numbers(lambda problem: problem.size, np.int64)
+        first, which = combinations(stop.which, sizes)
+        targets = zip(stop.each(first), sizes[first].tolist(), strict=True)
+        tolerances = np.array([test.tolerance(size, 1.0) for test, size in targets], dtype=np.float64)[which]
+        relative = stop.numbers(lambda test: test.relative, np.bool_)
+        params[:, c.P_RELATIVE] = np.where(relative, tolerances, 0.0)
+        params[:, c.P_TOLERANCE] = np.where(relative, 0.0, tolerances)
+        params[:, c.P_TAIL_GAP] = tail_gap_start.numbers(_tail_start)
+        params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.numbers(_tail_start)
+        seeds = Column(list(map(check_seed, noise_seed.values)), noise_seed.which)
+        return cls(problems, methods, stop, steps, seeds, caps, codes, params, noisy, statistics)
+
+    @property
+    def size(self) -> int:
+        """Number of runs."""
+        return self.caps.size
+
+    def job(self, k: int) -> Job:
+        """Return one run."""
+        return Job(
+            problem=self.problems.at(k),
+            method=self.methods.at(k),
+            stop=self.stops.at(k),
+            step=self.steps.at(k),
+            cap=int(self.caps[k]),
+            codes=self.codes[k],
+            params=self.params[k],
+            noise=self.noise(k) if self.noisy[k] else None,
+        )
+
+    def noise(self, k: int) -> NoiseStream:
+        """Return the gradient noise of a run."""
+        problem: BlockQuadratic = self.problems.at(k)
+        return problem.noise_stream(self.seeds.at(k))
+
+    @cached_property
+    def hessians(self) -> IntArray:
+        """A label for each run, equal for those that share H."""
+        return self.problems.labels(lambda problem: id(problem.blocks))
+
+    def kinds(self) -> IntArray:
+        """Return a label for each run, equal for those that can share lanes, -1 for one that goes alone."""
+        functions = self.methods.labels(_function)
+        schedules = self.steps.labels(lambda step: (step.schedule,))
+        structures = self.problems.labels(lambda problem: problem.packed().structure)
+        long = (self.codes[:, RULE] == c.SCHEDULE) & (self.caps > MAX_LANE_SCHEDULE)
+        flags = self.noisy + 2 * (self.params[:, c.P_DECAY] != 0.0)
+        codes = (self.codes[:, k] for k in (METHOD, RULE, STOP))
+        _, kinds = combinations(*codes, functions, schedules, structures, flags)
+        kinds[(functions == 0) | (structures == 0) | long] = -1
+        return kinds
+
+    def runs(
+        self, members: IntArray, outcome: Outcome, trace: Trace | None = None, state: Any = None
+    ) -> list[Run]:
+        """Return these runs from what the kernels left; the trace and the state are those of a single run."""
+        wants, params, counts = self.codes[members, WANT], self.params[members], outcome.iterations
+        tails = {"tail_gap": params[:, c.P_TAIL_GAP], "tail_displacement": params[:, c.P_TAIL_DISPLACEMENT]}
+        seeds = zip(self.seeds.each(members), self.noisy[members].tolist(), strict=True)
+        return Run.from_columns(
+            problem=self.problems.each(members),
+            method=self.methods.each(members),
+            stop=self.stops.each(members),
+            status=list(map(STATUS_OF.__getitem__, outcome.statuses.tolist())),
+            iterations=counts.tolist(),
+            tolerance=outcome.tolerances.tolist(),
+            point=outcome.points,
+            step=self.steps.each(members),
+            max_iterations=self.caps[members].tolist(),
+            initial=read_quantities(wants, outcome.firsts),
+            final=read_quantities(wants, outcome.finals),
+            statistics=read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
+            trace=[trace] * members.size,
+            tail_gap_start=tails["tail_gap"].tolist(),
+            tail_displacement_start=tails["tail_displacement"].tolist(),
+            noise_seed=[seed if noisy else None for seed, noisy in seeds],
+            state=[state] * members.size,
+        )
+
+
+class Outcome:
+    """What the kernels leave of n runs, in rows.
+
+    Attributes
+    ----------
+    statuses, iterations : ndarray of shape (n,), int64
+    tolerances : ndarray of shape (n,)
+        What the measured quantity was compared with.
+    points : list of ndarray of shape (P,)
+        The final w.
+    accs : ndarray of shape (n, N_ACCUMULATORS)
+    peaks : ndarray of shape (n,)
+        sum_i max_t |g_i|, where it was asked for.
+    firsts, finals : ndarray of shape (n, N_QUANTITIES)
+        At the start and at the end.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.statuses, self.iterations = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self.tolerances, self.peaks = np.zeros(n), np.zeros(n)
+        self.accs = np.zeros((n, c.N_ACCUMULATORS))
+        self.firsts, self.finals = np.zeros((n, c.N_QUANTITIES)), np.zeros((n, c.N_QUANTITIES))
+        self.points: list[Any] = [None] * n
+
+
+# -- one value, or all values --------------------------------------------------------------------------------
+
+
+def _cap(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 62:
+        raise ValueError(f"max_iterations must be an integer >= 0, received {shown(value)}")
+    return int(value)
+
+
+def _tail_start(value: Any) -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not value >= 0
+    ):
+        raise ValueError(f"a tail starts at an iteration >= 0, received {shown(value)}")
+    return float(value)
+
+
+def _check_frozen(problem: BlockQuadratic) -> None:
+    g = starting_gradient(problem)
+    if not g.all():
+        raise ValueError(
+            "a frozen preconditioner needs every starting gradient nonzero, "
+            f"received 0 at coordinate {int(np.argmin(g != 0.0))}"
+        )
+
+
+def _function(method: Method) -> Hashable:
+    """Return what lanes call for a method: () for a built-in one, None for a function of whole vectors."""
+    if not isinstance(method, FunctionMethod):
+        return ()
+    return (method.function(), method.n_states) if method.is_elementwise else None
+
+
+def _hyperparameters(methods: list[Method]) -> FloatArray:
+    """Return the parameters of methods, a row each."""
+    rows: list[int] = []
+    indices: list[int] = []
+    values: list[float] = []
+    for k, method in enumerate(methods):
+        own = method.parameters()
+        rows += [k] * len(own)
+        indices += own
+        values += own.values()
+    table = np.zeros((len(methods), c.N_PARAMETERS))
+    table[rows, indices] = values
+    return table
+
+
+def _kept(statistics: tuple[str, ...]) -> int:
+    """Return what the kernels accumulate."""
+    keep = 0
+    for name in statistics:
+        keep |= STATISTICS[name].want
+    return keep
+
+
+def _wanted(methods: IntArray, rules: IntArray, stops: IntArray, keep: int) -> IntArray:
+    """Return what the kernels compute at each iteration for the method, the step, the test and the rest."""
+    of_test = {
+        c.STOP_L1: c.WANT_L1, c.STOP_L2: c.WANT_SQUARE, c.STOP_LINF: c.WANT_LINF, c.STOP_GAP: c.WANT_GAP
+    }  # fmt: skip
+    want = np.full(methods.size, keep)
+    for condition, what in (
+        *((stops == stop, bit) for stop, bit in of_test.items()),
+        (rules == c.M_STAR, c.WANT_L1),
+        (np.isin(rules, (c.LEMMA, c.LINE_SEARCH)), c.WANT_DIRECTION),
+        (rules == c.LINE_SEARCH, c.WANT_DHD),
+        (methods == c.NORMALIZED, c.WANT_SQUARE),
+    ):
+        want[condition] |= what
+    # What the kernels read while they compute it.
+    want[(want & c.WANT_DIRECTION != 0) & (methods == c.GD)] |= c.WANT_LAMBDA_G
+    want[want & c.WANT_LAMBDA_G != 0] |= c.WANT_SQUARE
+    return want

@@ -1,0 +1,466 @@
+r"""The two compiled paths, driven from Python.
+
+With :math:`x = w - w^*`, iteration t = 0, 1, ... is: the gradient :math:`g = Hx`, the statistics asked for,
+the stopping test, the direction d, the step :math:`\eta`, the update :math:`x \leftarrow x - \eta d`. Where
+the problem has gradient noise the direction sees :math:`g + \sigma\xi_t`; the test and the statistics see
+g. The test is made at t = 0 and at the cap too, so that ``iterations`` is the number of updates before the
+test first holds.
+
+Two compiled paths share one specification of the order of every operation: a single run over vectors, and
+lanes, arrays of many runs with the lane innermost. A run gives the same bits on either, alone, in a batch of
+any width, and on any number of threads. Kernels are resumable and are called in pieces of about a tenth of a
+second, so that Ctrl-C, callbacks and progress live here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from quadlab._arrays import FloatArray
+from quadlab._progress import progress_bar
+from quadlab.batch import METHOD, WANT, Batch, IntArray, Job, Outcome
+from quadlab.curvature import curvature
+from quadlab.kernels import codes as c
+from quadlab.methods import FunctionMethod, Method
+from quadlab.noise import NoiseStream
+from quadlab.problem import BlockQuadratic
+from quadlab.run import QUANTITIES, Run, Trace
+
+#: Iterations times entries touched in one kernel call: about a tenth of a second.
+PIECE = 30_000_000
+#: Rows of a trace held by one kernel call.
+RECORD_ROWS = 4096
+#: Largest block of the path for tiny blocks, least mean block of the path for diagonal ones.
+MAX_TINY_BLOCK, MIN_STREAM_BLOCK = 3, 256
+#: A batch of fewer runs, or what is left of a batch, goes one by one.
+LEAST_LANES = 6
+#: Lanes of a pack, and the bytes of vectors that a pack should stay under.
+MAX_LANES, MIN_LANES, LANE_BYTES = 128, 32, 1 << 18
+#: Entries of H beyond which runs with different H go one by one.
+MAX_LANE_HESSIAN = 1 << 14
+#: Bytes of starts and Hessians put in one queue.
+QUEUE_BYTES = 1 << 26
+
+
+def _addresses(method: Method) -> tuple[int, int]:
+    """Return where the compiled direction of a function method is for the two paths, else zeros."""
+    if not isinstance(method, FunctionMethod):
+        return 0, 0
+    from quadlab.kernels.user import compile_rule
+
+    return compile_rule(
+        method.function(), method.n_states, len(method.hyperparameters), method.is_elementwise
+    )[:2]
+
+
+def _lowest(problem: BlockQuadratic, want: int) -> FloatArray:
+    """Return the smallest positive eigenvalue of each block, where it is needed."""
+    needed = want & c.WANT_DENOMINATOR
+    return np.array(curvature(problem).block_smallest_positive) if needed else np.zeros(problem.n_blocks)
+
+
+def _support(problem: BlockQuadratic, want: int) -> FloatArray:
+    """Return the diagonal of H, where it is needed."""
+    return np.array(problem.hessian_diagonal()) if want & c.WANT_DISPLACEMENT else np.zeros(0)
+
+
+# -- the single path -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """Everything a run carries from one kernel call to the next."""
+
+    t: int
+    params: FloatArray
+    x: FloatArray
+    state: FloatArray
+    peak: FloatArray
+    acc: FloatArray
+    first: FloatArray
+    times: list[int] = field(default_factory=list)
+    rows: list[FloatArray] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, job: Job) -> State:
+        """Return the state at the start of a run."""
+        size = job.problem.size
+        acc = np.zeros(c.N_ACCUMULATORS)
+        acc[list(c.STARTS_AT_INFINITY)] = np.inf
+        acc[list(c.STARTS_AT_ONE)] = 1.0
+        return cls(
+            t=0,
+            params=job.params.copy(),
+            x=np.array(job.problem.displacement),
+            state=np.zeros((job.method.n_states, size)),
+            peak=np.zeros(size if job.codes[WANT] & c.WANT_PEAK else 0),
+            acc=acc,
+            first=np.zeros(c.N_QUANTITIES),
+        )
+
+    def copy(self) -> State:
+        """Return a copy that shares no array."""
+        return State(
+            self.t, self.params.copy(), self.x.copy(), self.state.copy(), self.peak.copy(), self.acc.copy(),
+            self.first.copy(), list(self.times), list(self.rows),
+        )  # fmt: skip
+
+
+def _path(job: Job) -> int:
+    """Return the kernels' path of the iterations at which nothing happens."""
+    method, rule, stop, _, keep = job.codes.tolist()
+    if keep or job.noise is not None or job.params[c.P_DECAY] != 0.0:
+        return c.GENERAL
+    norm = {c.GD: c.STOP_L2, c.SIGN: c.STOP_L1}.get(method)
+    simple = rule in (c.CONSTANT, c.SCHEDULE) and stop in (c.STOP_L1, c.STOP_L2)
+    own = rule in (c.LEMMA, c.M_STAR) and stop == norm
+    if not ((simple and (norm is not None or method == c.ADAM)) or own):
+        return c.GENERAL
+    packed = job.problem.packed()
+    if packed.kind == c.DENSE and packed.largest <= MAX_TINY_BLOCK:
+        return c.TINY
+    if packed.kind == c.DIAGONAL and job.problem.size >= MIN_STREAM_BLOCK * packed.kinds.size:
+        return c.STREAM
+    return c.GENERAL
+
+
+def run_one(
+    batch: Batch,
+    s: State,
+    times: Iterator[int] | None,
+    callback: Callable[[int, FloatArray], Any] | None,
+    fused: bool,
+) -> Run:
+    """Make the one run of a batch, from the state s to the end.
+
+    Ctrl-C leaves the run so far, as if capped there, in the attribute ``run`` of the KeyboardInterrupt.
+    """
+    job = batch.job(0)
+    try:
+        status, q = _iterate(job, s, times, callback, None, fused)
+    except KeyboardInterrupt as interrupt:
+        # The quantities at the point reached are those of a run with its cap there.
+        here = replace(batch, caps=np.array([s.t]))
+        nothing = None if times is None else iter(())
+        interrupt.run = run_one(here, s, nothing, None, fused)  # type: ignore[attr-defined]
+        raise
+    trace = None
+    kept = State(s.t, s.params, s.x, s.state, s.peak, s.acc, s.first, list(s.times), list(s.rows))
+    if times is not None:
+        at, rows = list(s.times), list(s.rows)
+        if not at or at[-1] < s.t:
+            at.append(s.t)
+            rows.append(q.copy())
+        else:  # the row of the end; a resumed run records it again
+            kept.times.pop()
+            kept.rows.pop()
+        trace = Trace.from_rows(np.array(at, dtype=np.int64), np.array(rows))
+    outcome = Outcome(1)
+    _store(outcome, 0, job, s, status, q)
+    return batch.runs(np.zeros(1, dtype=np.int64), outcome, trace, kept)[0]
+
+
+def _store(outcome: Outcome, k: int, job: Job, s: State, status: int, q: FloatArray) -> None:
+    """Put a run that ended in the state s into row k."""
+    outcome.statuses[k], outcome.iterations[k] = status, s.t
+    outcome.tolerances[k], outcome.peaks[k] = s.params[c.P_TOLERANCE], s.peak.sum()
+    outcome.points[k] = job.problem.minimizer + s.x
+    outcome.accs[k], outcome.firsts[k], outcome.finals[k] = s.acc, s.first, q
+
+
+def _iterate(
+    job: Job,
+    s: State,
+    times: Iterator[int] | None,
+    callback: Callable[[int, FloatArray], Any] | None,
+    cancelled: threading.Event | None,
+    fused: bool = True,
+) -> tuple[int, FloatArray]:
+    """Run on the single path from the state s to the end; return the status and the last quantities."""
+    from quadlab.kernels import entry
+
+    packed = job.problem.packed()
+    size = job.problem.size
+    kernel = entry.single()
+    address = _addresses(job.method)[0]
+    code = np.append(job.codes, _path(job) if fused else c.GENERAL)
+    method, want = int(job.codes[METHOD]), int(job.codes[WANT])
+    g = np.empty(size)
+    d = np.empty(0 if method == c.GD else size)
+    work = np.empty(size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) or method == c.USER else 0)
+    q = np.zeros(c.N_QUANTITIES)
+    lowest, support = _lowest(job.problem, want), _support(job.problem, want)
+    piece = max(64, PIECE // (packed.data.size + 8 * size))
+    schedule = np.zeros(0)
+    noise, noisy, drawn = np.zeros((0, size)), np.empty(0 if job.noise is None else size), -1
+    pending: list[int] = []
+    no_times = np.zeros(0, dtype=np.int64)
+    if times is not None:
+        times = itertools.dropwhile(lambda t: t < s.t, times)
+    status = c.RUNNING
+    call: Any = None
+    try:
+        while status == c.RUNNING:
+            if times is not None and not pending:
+                pending = list(itertools.islice(times, RECORD_ROWS if callback is None else 1))
+            pause = min(s.t + piece, job.cap + 1)
+            if callback is not None and pending and pending[0] <= pause:
+                # Stop before the recorded iteration, show the point, then record it.
+                pause = pending[0] if pending[0] > s.t else s.t + 1
+                if pending[0] == s.t:
+                    callback(s.t, job.problem.minimizer + s.x)
+            if job.step.schedule is not None:  # a Python function: not asked far ahead of its use
+                pause = min(pause, s.t + max(1000, s.t))
+                schedule = job.step.schedule.values(s.t, min(pause, job.cap))
+            if job.noise is not None:
+                rows = job.noise.block_rows
+                pause = min(pause, s.t - s.t % rows + rows)
+                if s.t // rows != drawn:
+                    drawn = s.t // rows
+                    noise = job.noise.block(drawn)
+            at = np.array(pending, dtype=np.int64) if pending else no_times
+            record = np.empty((len(at), c.N_QUANTITIES))
+            clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
+            call = len(s.times), at, record, clock
+            status = kernel(
+                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
+                packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
+                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address,
+            )  # fmt: skip
+            pending = pending[_collect(s, *call) :]
+            if cancelled is not None and cancelled.is_set():
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if call is not None:
+            _collect(s, *call)
+        raise
+    return status, q
+
+
+def _collect(s: State, recorded: int, at: Any, record: FloatArray, clock: Any) -> int:
+    """Take over what a kernel call did and return the rows it recorded.
+
+    Ctrl-C may strike between a call and its bookkeeping, so this can be done twice.
+    """
+    done = int(clock[4])
+    s.times[recorded:] = at[:done].tolist()
+    s.rows[recorded:] = list(record[:done])
+    s.t = int(clock[0])
+    return done
+
+
+def _run_each(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
+    outcome = Outcome(members.size)
+    for k, member in enumerate(members.tolist()):
+        job = batch.job(member)
+        s = State.begin(job)
+        _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled))
+        bar.update(1)
+    return batch.runs(members, outcome)
+
+
+# -- lanes ---------------------------------------------------------------------------------------------------
+
+
+def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> list[Run]:
+    """Make the runs of a batch, as lanes where they can share them."""
+    results: list[Any] = [None] * batch.size
+    with _Progress(batch.size, progress) as bar:
+        tasks = list(_tasks(batch, lanes, threads))
+
+        def work(task: tuple[bool, IntArray]) -> None:
+            packed, members = task
+            runs = _run_lanes(batch, members, bar) if packed else _run_each(batch, members, bar)
+            for k, run in zip(members.tolist(), runs, strict=True):
+                results[k] = run
+
+        if threads == 1 or len(tasks) <= 1:
+            for task in tasks:
+                work(task)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                futures = [pool.submit(work, task) for task in tasks]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    bar.cancelled.set()
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+    return results
+
+
+def _tasks(batch: Batch, lanes: bool, threads: int) -> Iterator[tuple[bool, IntArray]]:
+    """Yield (as lanes, members) packs of runs."""
+    kinds = batch.kinds() if lanes else np.full(batch.size, -1)
+    alone = [np.flatnonzero(kinds < 0)]
+    for members in _groups(kinds, np.flatnonzero(kinds >= 0)):
+        # Runs that share H keep it in one copy; the others must be small enough for a copy a lane.
+        _, which, counts = np.unique(batch.hessians[members], return_inverse=True, return_counts=True)
+        crowd = counts[which]
+        together = (crowd >= min(MIN_LANES, members.size)) & (crowd >= LEAST_LANES)
+        for same in _groups(batch.hessians, members[together]):
+            yield from ((True, part) for part in _parts(batch, same, threads))
+        mixed = members[~together]
+        entries = batch.problems.at(members[0]).packed().data.size
+        if mixed.size >= LEAST_LANES and entries <= MAX_LANE_HESSIAN:
+            yield from ((True, part) for part in _parts(batch, mixed, threads))
+        else:
+            alone.append(mixed)
+    single = np.concatenate(alone)
+    per_task = max(1, math.ceil(single.size / (4 * threads)))
+    for begin in range(0, single.size, per_task):
+        yield False, single[begin : begin + per_task]
+
+
+def _groups(labels: IntArray, members: IntArray) -> Iterator[IntArray]:
+    """Yield the members of each label, in order."""
+    order = members[np.argsort(labels[members], kind="stable")]
+    if order.size:
+        yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def _parts(batch: Batch, members: IntArray, threads: int) -> Iterator[IntArray]:
+    """Cut a group into queues: bounded memory, and enough parts for the threads."""
+    problem = batch.problems.at(members[0])
+    per_run = 8 * (problem.packed().data.size + 4 * problem.size + 100)
+    count = max(1, min(QUEUE_BYTES // per_run, math.ceil(members.size / threads)))
+    count = max(count, min(LEAST_LANES, members.size))
+    for begin in range(0, members.size, count):
+        yield members[begin : begin + count]
+
+
+def _width(size: int, runs: int) -> int:
+    """Return the number of lanes: a multiple of 8 whose vectors stay in the cache."""
+    width = min(MAX_LANES, max(MIN_LANES, LANE_BYTES // (48 * size)))
+    return max(8, min(width, 8 * math.ceil(runs / 8)))
+
+
+def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
+    """Run some of one kind as lanes; what is left at the end goes to the single path."""
+    from quadlab.kernels import entry
+
+    n = members.size
+    problems, hessians = batch.problems.each(members), batch.hessians[members]
+    shared = bool((hessians == hessians[0]).all())
+    problem, method, step = problems[0], batch.methods.at(members[0]), batch.steps.at(members[0])
+    packed = problem.packed()
+    size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
+    code = np.append(batch.codes[members[0]], shared)
+    want = int(code[WANT])
+    params, caps = batch.params[members], batch.caps[members]
+    anchored = code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0
+    own = problems[:1] if shared else problems
+    start = _rows([p.displacement for p in problems])
+    norms_of = _rows([p.packed().norms for p in own])
+    lowest_of = _rows([_lowest(p, want) for p in own])
+    support_of = _rows([_support(p, want) for p in own])
+    anchor_of = _rows([p.minimizer for p in problems]) if anchored else np.zeros((n, 0))
+    data_of = np.zeros((0, 0)) if shared else _rows([p.packed().data for p in problems])
+    schedule = np.zeros(0)
+    if step.schedule is not None:
+        longest = int(caps.max())
+        schedule = np.append(step.schedule.values(0, longest), 0.0)
+    empty = np.empty
+    owner, t, cap = (empty(width, dtype=np.int64) for _ in range(3))
+    par = empty((c.N_PARAMETERS, width))
+    norms, lowest = empty((blocks, width)), empty((blocks, width))
+    support, anchor = empty((support_of.shape[1], width)), empty((anchor_of.shape[1], width))
+    data = packed.data[:, None].copy() if shared else empty((packed.data.size, width))
+    x, g = empty((size, width)), empty((size, width))
+    d = empty((0 if code[METHOD] == c.GD else size, width))
+    work = empty((size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) else 0, width))
+    state = empty((method.n_states, size, width))
+    peak = empty((size if want & c.WANT_PEAK else 0, width))
+    acc, q = empty((c.N_ACCUMULATORS, width)), np.zeros((c.N_QUANTITIES, width))
+    stripes, part, eta, inverse = empty((c.STRIPES, width)), empty(width), empty(width), empty((2, width))
+    outcome, points, peaks = Outcome(n), empty((n, size)), empty((n, peak.shape[0]))
+    kernel = entry.lanes()
+    address = _addresses(method)[1]
+    budget = max(16, PIECE // (width * (packed.data.size + 8 * size)))
+    streams = [batch.noise(k) for k in members.tolist()] if batch.noisy[members[0]] else []
+    rows = streams[0].block_rows if streams else 0
+    noise, noisy = empty((rows, size, width)), empty((size if rows else 0, width))
+    budget = rows or budget
+    active = queued = finished = 0
+    least = min(LEAST_LANES, n)
+    while queued < n or active >= least:
+        clock = np.array([active, queued, budget, least], dtype=np.int64)
+        if rows:
+            _draw(streams, owner, t, active, queued, noise)
+        kernel(
+            code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
+            start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
+            owner, t, cap, par, norms, lowest, support, anchor, data,
+            x, g, d, work, state, peak, acc, q, stripes, part, eta, inverse,
+            outcome.statuses, outcome.iterations, points, peaks, outcome.accs, outcome.firsts, outcome.finals,
+            noise, noisy, address,
+        )  # fmt: skip
+        active, queued = int(clock[0]), int(clock[1])
+        bar.update(queued - active - finished)
+        finished = queued - active
+        if bar.cancelled.is_set():
+            raise KeyboardInterrupt
+        if active == 0 and queued == n:
+            break
+    first = QUANTITIES[batch.stops.at(members[0]).quantity](outcome.firsts)
+    relative = params[:, c.P_RELATIVE] != 0.0
+    outcome.tolerances[:] = np.where(relative, params[:, c.P_RELATIVE] * first, params[:, c.P_TOLERANCE])
+    outcome.peaks[:] = peaks.sum(axis=1)
+    outcome.points = [p.minimizer + end for p, end in zip(problems, points, strict=True)]
+    for w in range(active):
+        k = int(owner[w])
+        job = batch.job(members[k])
+        s = State(
+            int(t[w]), par[:, w].copy(), x[:, w].copy(), state[:, :, w].copy(), peak[:, w].copy(),
+            acc[:, w].copy(), outcome.firsts[k].copy(),
+        )  # fmt: skip
+        _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled))
+        bar.update(1)
+    return batch.runs(members, outcome)
+
+
+def _rows(vectors: list[FloatArray]) -> FloatArray:
+    """Return vectors of equal length as the rows of a matrix."""
+    return np.concatenate(vectors).reshape(len(vectors), -1)
+
+
+def _draw(
+    streams: list[NoiseStream], owner: np.ndarray, t: np.ndarray, active: int, queued: int, noise: FloatArray
+) -> None:
+    """Draw the noise of the next iterations of the active lanes and of the runs that fill the others."""
+    rows, size, width = noise.shape
+    at = [(int(owner[w]), int(t[w]) // rows) for w in range(active)]
+    at += [(k, 0) for k in range(queued, min(queued + width - active, len(streams)))]
+    blocks = np.empty((len(at), rows, size))
+    for block, (k, number) in zip(blocks, at, strict=True):
+        block[:] = streams[k].block(number)
+    noise[:, :, : len(at)] = blocks.transpose(1, 2, 0)
+
+
+class _Progress:
+    """A tqdm bar that shows itself after two seconds, and the flag that stops the threads."""
+
+    def __init__(self, total: int, wanted: bool | None) -> None:
+        self.cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._bar = progress_bar(wanted, total=total, unit="run", leave=False)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        if count:
+            with self._lock:
+                self._bar.update(count)
