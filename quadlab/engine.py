@@ -18,7 +18,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from quadlab.curvature import curvature
 from quadlab.kernels import codes as c
 from quadlab.methods import FunctionMethod, Method
 from quadlab.noise import NoiseStream
-from quadlab.problem import BlockQuadratic
+from quadlab.problem import BlockQuadratic, PackedHessian
 from quadlab.run import QUANTITIES, Run, Trace
 
 #: Iterations times entries touched in one kernel call: about a tenth of a second.
@@ -40,6 +40,8 @@ PIECE = 30_000_000
 RECORD_ROWS = 4096
 #: Largest block of the path for tiny blocks, least mean block of the path for diagonal ones.
 MAX_TINY_BLOCK, MIN_STREAM_BLOCK = 3, 256
+#: Parameters from which the threads share the coordinates of a run with long diagonals.
+MIN_TEAM = 1 << 16
 #: A batch of fewer runs, or what is left of a batch, goes one by one.
 LEAST_LANES = 6
 #: Lanes of a pack, and the bytes of vectors that a pack should stay under.
@@ -138,6 +140,7 @@ def run_one(
     times: Iterator[int] | None,
     callback: Callable[[int, FloatArray], Any] | None,
     fused: bool,
+    threads: int,
 ) -> Run:
     """Make the one run of a batch, from the state s to the end.
 
@@ -145,12 +148,12 @@ def run_one(
     """
     job = batch.job(0)
     try:
-        status, q = _iterate(job, s, times, callback, None, fused)
+        status, q = _iterate(job, s, times, callback, None, fused, threads)
     except KeyboardInterrupt as interrupt:
         # The quantities at the point reached are those of a run with its cap there.
         here = replace(batch, caps=np.array([s.t]))
         nothing = None if times is None else iter(())
-        interrupt.run = run_one(here, s, nothing, None, fused)  # type: ignore[attr-defined]
+        interrupt.run = run_one(here, s, nothing, None, fused, threads)  # type: ignore[attr-defined]
         raise
     trace = None
     kept = State(s.t, s.params, s.x, s.state, s.peak, s.acc, s.first, list(s.times), list(s.rows))
@@ -183,6 +186,7 @@ def _iterate(
     callback: Callable[[int, FloatArray], Any] | None,
     cancelled: threading.Event | None,
     fused: bool = True,
+    threads: int = 1,
 ) -> tuple[int, FloatArray]:
     """Run on the single path from the state s to the end; return the status and the last quantities."""
     from quadlab.kernels import entry
@@ -191,13 +195,15 @@ def _iterate(
     size = job.problem.size
     kernel = entry.single()
     address = _addresses(job.method)[0]
-    code = np.append(job.codes, _path(job) if fused else c.GENERAL)
+    path = _path(job) if fused else c.GENERAL
+    code = np.append(job.codes, path)
     method, want = int(job.codes[METHOD]), int(job.codes[WANT])
     g = np.empty(size)
     d = np.empty(0 if method == c.GD else size)
     work = np.empty(size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) or method == c.USER else 0)
     q = np.zeros(c.N_QUANTITIES)
     lowest, support = _lowest(job.problem, want), _support(job.problem, want)
+    team = _Team(packed, threads) if path == c.STREAM else _ALONE
     piece = max(64, PIECE // (packed.data.size + 8 * size))
     schedule = np.zeros(0)
     noise, noisy, drawn = np.zeros((0, size)), np.empty(0 if job.noise is None else size), -1
@@ -230,10 +236,13 @@ def _iterate(
             record = np.empty((len(at), c.N_QUANTITIES))
             clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
             call = len(s.times), at, record, clock
-            status = kernel(
-                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
-                packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
-                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address,
+            status = team.run(
+                kernel,
+                (code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
+                 packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
+                 record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address),
+                (code, clock, packed.offsets, packed.data_offsets, packed.norms, packed.data, s.params,
+                 schedule, s.acc, s.x, s.state),
             )  # fmt: skip
             pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
@@ -242,7 +251,52 @@ def _iterate(
         if call is not None:
             _collect(s, *call)
         raise
+    finally:
+        team.close()
     return status, q
+
+
+class _Team:
+    """Threads that share the coordinates of one run with long diagonals."""
+
+    def __init__(self, packed: PackedHessian | None = None, threads: int = 1) -> None:
+        sizes = np.zeros(0, dtype=np.int64) if packed is None else np.diff(packed.offsets)
+        chunks = int(np.sum(-(-sizes // c.CHUNK)))
+        self.ranks = min(threads, chunks) if sizes.sum() >= MIN_TEAM else 1
+        self._shared = np.zeros(c.TEAM_SIZE, dtype=np.int64)
+        self._sums = np.zeros((2, 2, chunks))
+        self._pool = ThreadPoolExecutor(self.ranks) if self.ranks > 1 else None
+
+    def run(self, kernel: Any, arguments: tuple[Any, ...], of_others: tuple[Any, ...]) -> int:
+        """Call the kernel in one thread and what assists it in the others; return its status."""
+        shared: tuple[Any, ...] = (self.ranks, self._shared, self._sums)
+        pool = self._pool
+        if pool is None:
+            return int(kernel(*arguments, *shared))
+        from quadlab.kernels import entry
+
+        assist: Any = entry.assist()
+
+        def together() -> int:
+            others = [pool.submit(assist, rank, *shared, *of_others) for rank in range(1, self.ranks)]
+            status = int(kernel(*arguments, *shared))
+            wait(others)
+            return status
+
+        # All in the pool: a Ctrl-C, which this thread gets, must not leave some of them waiting for others.
+        run = pool.submit(together)
+        try:
+            return run.result()
+        finally:
+            wait([run])
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+_ALONE = _Team()
 
 
 def _collect(s: State, recorded: int, at: Any, record: FloatArray, clock: Any) -> int:
@@ -257,12 +311,12 @@ def _collect(s: State, recorded: int, at: Any, record: FloatArray, clock: Any) -
     return done
 
 
-def _run_each(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
+def _run_each(batch: Batch, members: IntArray, bar: _Progress, threads: int) -> list[Run]:
     outcome = Outcome(members.size)
     for k, member in enumerate(members.tolist()):
         job = batch.job(member)
         s = State.begin(job)
-        _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled))
+        _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled, threads=threads))
         bar.update(1)
     return batch.runs(members, outcome)
 
@@ -275,10 +329,11 @@ def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> 
     results: list[Any] = [None] * batch.size
     with _Progress(batch.size, progress) as bar:
         tasks = list(_tasks(batch, lanes, threads))
+        spare = threads if len(tasks) <= 1 else 1  # for the coordinates of a run
 
         def work(task: tuple[bool, IntArray]) -> None:
             packed, members = task
-            runs = _run_lanes(batch, members, bar) if packed else _run_each(batch, members, bar)
+            runs = _run_lanes(batch, members, bar) if packed else _run_each(batch, members, bar, spare)
             for k, run in zip(members.tolist(), runs, strict=True):
                 results[k] = run
 

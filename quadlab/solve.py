@@ -42,6 +42,7 @@ def solve(
     tail_displacement_start: float = 0.0,
     noise_seed: int = 0,
     fused: bool = True,
+    threads: int = 1,
     closed_form: bool = False,
 ) -> Run:
     r"""Run one method on one problem.
@@ -71,6 +72,9 @@ def solve(
     fused : bool
         False makes every iteration on the general path, to compare: the numbers are the same, but runs on
         blocks of up to three coordinates, and on diagonal ones, take several times as long.
+    threads : int >= 1
+        Python threads that share the coordinates of a diagonal problem of 65,536 or more (one with blocks of
+        256 or more in the mean); the numbers do not depend on it.
     closed_form : bool
         Find the count and the end without iterating, see `quadlab.closed_form`: for GD with a constant step,
         with momentum or without, and frozen Adam, stopped by the l2 norm (GD) or the gap. No trace and no
@@ -122,7 +126,13 @@ def solve(
     if callback is not None and times is None:
         raise ValueError("a callback is called at recorded iterations, received record=None")
     state = State.begin(batch.job(0)) if resume is None else _resumed(resume, batch)
-    return run_one(batch, state, times, callback, fused)
+    return run_one(batch, state, times, callback, fused, _threads(threads))
+
+
+def _threads(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"threads must be an integer >= 1, received {shown(value)}")
+    return int(value)
 
 
 def solve_many(
@@ -183,8 +193,7 @@ def solve_many(
     ['converged', 'converged', 'converged']
     """
     names = check_statistics(statistics)
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
-        raise ValueError(f"threads must be an integer >= 1, received {shown(threads)}")
+    threads = _threads(threads)
     arguments = columns(
         problems=problems,
         methods=methods,
@@ -203,7 +212,7 @@ def solve_many(
             except ValueError as error:
                 raise ValueError(f"run {k}: {error}") from None
         raise
-    return run_many(batch, lanes, int(threads), progress)
+    return run_many(batch, lanes, threads, progress)
 
 
 @dataclass(frozen=True)

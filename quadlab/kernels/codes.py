@@ -125,6 +125,12 @@ N_ACCUMULATORS = 26
 STARTS_AT_INFINITY = (A_MIN_GAP_RATIO, A_MIN_DESCENT, A_INF_PRECONDITIONED, A_MIN_COS)
 STARTS_AT_ONE = (A_POWER1, A_POWER2)
 
+# Places in the array that the threads on one run share; those they spin on, each in a cache line of its own.
+T_ARRIVED, T_GENERATION, T_FIRST, T_LIMIT = 0, 16, 32, 33
+TEAM_SIZE = 48
+# The limit that ends their work.
+LEAVE = -1
+
 # Fixed order of every sum over coordinates: chunks of CHUNK coordinates, each in STRIPES stripes.
 CHUNK = 4096
 STRIPES = 8

@@ -24,7 +24,7 @@ from quadlab.kernels.sums import (
     total_sum,
     weighted_squares,
 )
-from quadlab.kernels.team import FIRST, LEAVE, LIMIT, barrier
+from quadlab.kernels.team import barrier
 from quadlab.kernels.tiny import advance_tiny
 
 
@@ -334,10 +334,11 @@ def build(sources):
                                      schedule, schedule_start, acc, x, state)  # fmt: skip
                 else:
                     if ranks > 1:
-                        team[FIRST], team[LIMIT] = t, limit
+                        team[c.T_FIRST], team[c.T_LIMIT] = t, limit
                         barrier(team, ranks)
-                    t = advance_stream(0, ranks, team, sums, method, rule, stop, t, limit, offsets, data_offsets, norms, data,
-                                       params, schedule, schedule_start, acc, x, state)  # fmt: skip
+                    t = advance_stream(0, ranks, team, sums, method, rule, stop, t, limit, offsets,
+                                       data_offsets, norms, data, params, schedule, schedule_start, acc, x,
+                                       state)  # fmt: skip
                 if t == pause:
                     break
             hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
@@ -405,7 +406,7 @@ def build(sources):
             if row == record.shape[0] and row > 0:
                 break
         if ranks > 1:
-            team[LIMIT] = LEAVE
+            team[c.T_LIMIT] = c.LEAVE
             barrier(team, ranks)
         clock[0] = t
         clock[4] = row

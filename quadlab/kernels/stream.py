@@ -18,7 +18,7 @@ import numpy as np
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, outlined, sign
 from quadlab.kernels.sums import TERM_ABSOLUTE, TERM_PRODUCT, block_sum
-from quadlab.kernels.team import FIRST, LEAVE, LIMIT, barrier
+from quadlab.kernels.team import barrier
 
 
 @outlined
@@ -160,9 +160,10 @@ def build_assist(sources):
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
         while True:
             barrier(team, ranks)
-            if team[LIMIT] == LEAVE:
+            t, limit = team[c.T_FIRST], team[c.T_LIMIT]
+            if limit == c.LEAVE:
                 return
-            advance_stream(rank, ranks, team, sums, code[0], code[1], code[2], team[FIRST], team[LIMIT],
-                           offsets, data_offsets, norms, data, params, schedule, clock[3], acc, x, state)  # fmt: skip
+            advance_stream(rank, ranks, team, sums, code[0], code[1], code[2], t, limit, offsets,
+                           data_offsets, norms, data, params, schedule, clock[3], acc, x, state)  # fmt: skip
 
     return assist

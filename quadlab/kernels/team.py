@@ -11,17 +11,14 @@ import os
 import threading
 import time
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from quadlab.kernels import codes as c
 from quadlab.kernels.elements import inline
 
-# Places in the array that the threads share, those that are spun on each in a cache line of its own.
-ARRIVED, GENERATION, FIRST, LIMIT = 0, 16, 32, 33
-SIZE = 48
-LEAVE = -1
 # A thread that has waited for so long (some 10 us) lets others have its core.
 PATIENCE = 2000
 
@@ -65,19 +62,19 @@ def _interpreted():
     return add, lambda: time.sleep(0)
 
 
-add, give_way = _interpreted() if config.DISABLE_JIT else _compiled()
+add, give_way = _interpreted() if config.DISABLE_JIT else _compiled()  # type: ignore[attr-defined]
 
 
 @inline
 def barrier(team, ranks):
     """Wait until all threads are here; what each wrote before, all read after."""
-    generation = add(team, GENERATION, 0)
-    if add(team, ARRIVED, 1) == ranks - 1:
-        add(team, ARRIVED, -ranks)
-        add(team, GENERATION, 1)
+    generation = add(team, c.T_GENERATION, 0)
+    if add(team, c.T_ARRIVED, 1) == ranks - 1:
+        add(team, c.T_ARRIVED, -ranks)
+        add(team, c.T_GENERATION, 1)
         return
     waited = 0
-    while add(team, GENERATION, 0) == generation:
+    while add(team, c.T_GENERATION, 0) == generation:
         waited += 1
         if waited > PATIENCE:
             give_way()
