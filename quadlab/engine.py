@@ -204,7 +204,7 @@ def _iterate(
     q = np.zeros(c.N_QUANTITIES)
     lowest, support = _lowest(job.problem, want), _support(job.problem, want)
     team = _Team(packed, threads) if path == c.STREAM else _ALONE
-    piece = max(64, PIECE // (packed.data.size + 8 * size))
+    piece = max(16, PIECE // (packed.data.size + 8 * size))
     schedule = np.zeros(0)
     noise, noisy, drawn = np.zeros((0, size)), np.empty(0 if job.noise is None else size), -1
     pending: list[int] = []

@@ -67,7 +67,7 @@ def test_several_threads_do_work_on_it(problem, monkeypatch):
 
 
 def test_in_pieces_recorded_shown_and_resumed(problem, monkeypatch):
-    monkeypatch.setattr(engine, "PIECE", 0)  # pieces of 64 iterations
+    monkeypatch.setattr(engine, "PIECE", 0)  # pieces of 16 iterations
     stop, method = ql.GradientNorm(1e-9, relative=True), ql.Adam(1e-3)
     alone = ql.solve(problem, method, stop, max_iterations=200, record=np.arange(0, 200, 7))
     team = ql.solve(problem, method, stop, max_iterations=200, record=np.arange(0, 200, 7), threads=2)
