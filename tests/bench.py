@@ -396,8 +396,8 @@ def diagonal(size: int) -> ql.BlockQuadratic:
     return ql.BlockQuadratic.from_blocks([np.linspace(1.0, 1000.0, size)], start=np.linspace(-1.0, 1.0, size))
 
 
-def prepare_diagonal(peer: str, size: int) -> None:
-    prepare(peer, Work([diagonal(size)], "adam", [1e-4], NEVER, cap=0))
+def prepare_diagonal(size: int, threads: int) -> None:
+    prepare("quadlab", Work([diagonal(size)], "adam", [1e-4], NEVER, 0, threads))
 
 
 def prepare_dense(blocks: int, size: int, runs: int, threads: int) -> None:
@@ -413,23 +413,19 @@ def roofline(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str,
     """Shares of what the machine does at best, measured between the repeats."""
     size, gemm = (10**5, 256) if quick else (10**7, 2000)
     rows = []
-    with workers(("machine", "quadlab", "optax")) as pool:
+    with workers(("machine", "quadlab")) as pool:
         for threads in THREADS:
             machine = pool["machine", threads]
             machine(prepare_machine, size, gemm)
-            measures = {"triad": _later(machine, triad_rate)}
-            for peer in ("quadlab", "optax"):
-                worker = pool[peer, threads]
-                worker(prepare_diagonal, peer, size)
-                # Fixed caps, far apart: at this length what a call costs once varies by a second.
-                measures[peer] = _later(worker, per_iteration, 10, 130)
-            seconds = alternate(measures, repeats)
-            triad = float(np.median(seconds.pop("triad")))
-            for peer, taken in seconds.items():
-                rate = ADAM_BYTES * size / float(np.median(taken))
-                row = {"what": "diagonal Adam", "size": size, "peer": peer, "threads": threads}
-                rows.append({**row, **_share(rate, triad)})
-                say(_shown_share(rows[-1], "GB/s of triad"))
+            worker = pool["quadlab", threads]
+            worker(prepare_diagonal, size, threads)
+            # Fixed caps, far apart: at this length what a call costs once varies by a second.
+            taken = _later(worker, per_iteration, 10, 260)
+            seconds = alternate({"triad": _later(machine, triad_rate), "quadlab": taken}, repeats)
+            rate = ADAM_BYTES * size / float(np.median(seconds["quadlab"]))
+            row = {"what": "diagonal Adam", "size": size, "threads": threads}
+            rows.append({**row, **_share(rate, float(np.median(seconds["triad"])))})
+            say(_shown_share(rows[-1], "GB/s of triad"))
         for block, blocks, runs in ((64, 4, 512), (256, 1, 256)) if not quick else ((16, 1, 64),):
             for threads in THREADS:
                 machine, worker = pool["machine", threads], pool["quadlab", threads]
@@ -440,8 +436,8 @@ def roofline(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str,
                     repeats,
                 )
                 rate = 2.0 * runs * blocks * block**2 / float(np.median(seconds["quadlab"]))
-                row = {"what": f"GD, {runs} lanes, {blocks} x {block}", "size": blocks * block}
-                row |= {"peer": "quadlab", "threads": threads}
+                what = f"GD, {runs} lanes, {blocks} x {block}"
+                row = {"what": what, "size": blocks * block, "threads": threads}
                 rows.append({**row, **_share(rate, float(np.median(seconds["dgemm"])))})
                 say(_shown_share(rows[-1], "Gflop/s of dgemm"))
     return {"adam_bytes": ADAM_BYTES, "rows": rows}
@@ -457,8 +453,7 @@ def _share(rate: float, best: float) -> dict[str, float]:
 
 def _shown_share(row: dict[str, Any], unit: str) -> str:
     return (
-        f"{row['what']}, {row['peer']} {row['threads']}: {row['rate']:g} of {row['machine']:g} {unit}, "
-        f"{row['share']:.0%}"
+        f"{row['what']}, {row['threads']}: {row['rate']:g} of {row['machine']:g} {unit}, {row['share']:.0%}"
     )
 
 
@@ -486,9 +481,9 @@ def growth(repeats: int, quick: bool, say: Callable[[str], None]) -> dict[str, A
             say(f"diagonal, P = {size:,}: left out, {available / 1e9:.0f} GB are free")
             continue
         with Worker(1) as worker:
-            worker(prepare_diagonal, "quadlab", 1000)
+            worker(prepare_diagonal, 1000, 1)
             before = worker(peak_memory)
-            worker(prepare_diagonal, "quadlab", size)
+            worker(prepare_diagonal, size, 1)
             caps = worker(tune)
             seconds = [worker(per_iteration, *caps) for _ in range(repeats)]
             peak = worker(peak_memory)
@@ -671,7 +666,6 @@ def table_roofline(item: dict[str, Any]) -> str:
     body = [
         [
             f"{r['what']}, P = {r['size']:,}",
-            r["peer"],
             str(r["threads"]),
             f"{r['rate']:g} {'GB/s' if 'Adam' in r['what'] else 'Gflop/s'}",
             f"{r['machine']:g}",
@@ -683,7 +677,7 @@ def table_roofline(item: dict[str, Any]) -> str:
         f"Against the machine: diagonal Adam, counted as the {item['adam_bytes']} bytes a parameter that an "
         "iteration cannot do without, beside a triad; dense lanes beside dgemm."
     )
-    return f"{told}\n\n{rows_of(['what', 'who', 'threads', 'rate', 'machine', 'share'], body)}"
+    return f"{told}\n\n{rows_of(['what', 'threads', 'rate', 'machine', 'share'], body)}"
 
 
 def table_startup(item: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Work:
 
     problems: one a run, or a list with one entry for one run; runs of a batch that share H share the blocks.
     rates: one a run; for "sign_l1" the step is ||g||_1 / (P Lambda_P), and rates are not read.
-    threads: for a batch.
+    threads: of the process.
     """
 
     problems: list[ql.BlockQuadratic]
@@ -77,8 +78,8 @@ def quadlab(work: Work) -> Run:
     methods = [quadlab_method(work.method, rate) for rate in work.rates]
     stop = ql.GradientNorm(work.eps, ord=1, relative=True)
     if not work.is_batch:
-        problem = work.problems[0]
-        return lambda cap: np.array([ql.solve(problem, methods[0], stop, max_iterations=cap).iterations])
+        one = partial(ql.solve, work.problems[0], methods[0], stop, threads=work.threads)
+        return lambda cap: np.array([one(max_iterations=cap).iterations])
 
     def run(cap: int) -> np.ndarray:
         runs = ql.solve_many(
