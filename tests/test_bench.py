@@ -49,8 +49,8 @@ def test_readme_shows_the_record():
     assert bench.with_tables(README.read_text(), content) == README.read_text()
 
 
-def test_adam_holds_six_vectors_and_allocates_none_in_its_loop():
-    """Beside the problem's own: x, g, d, m, v, and the point that is returned."""
+def test_adam_holds_five_vectors_and_allocates_none_in_its_loop():
+    """Beside the problem's own: x, g, d, m, v; the point that is returned comes after g and d have gone."""
     from numba.core.runtime import _nrt_python, rtsys
 
     _nrt_python.memsys_enable_stats()
@@ -66,5 +66,5 @@ def test_adam_holds_six_vectors_and_allocates_none_in_its_loop():
         peaks.append(tracemalloc.get_traced_memory()[1] / (8 * size))
         tracemalloc.stop()
         allocations.append(rtsys.get_allocation_stats().alloc - before)  # by compiled code, small ones too
-    assert 5.9 < peaks[0] < 6.1 and peaks[1] < 6.1
+    assert 4.9 < peaks[0] < 5.1 and peaks[1] < 5.1
     assert allocations[0] == allocations[1] > 0  # the call's own
