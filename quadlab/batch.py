@@ -9,9 +9,10 @@ that occurs. The numbers are arrays with one row a run, as the kernels read and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from quadlab.methods import FunctionMethod, Method, check_method
 from quadlab.noise import NoiseStream, check_seed
 from quadlab.problem import BlockQuadratic, check_problem
 from quadlab.run import STATISTICS, STATUS_OF, Run, Trace, read_quantities, read_statistics
-from quadlab.steps import Step, of_problem, resolve
+from quadlab.steps import Step, check_noise, own_step, resolve
 from quadlab.stopping import Stop, check_stop
 
 IntArray = NDArray[np.int64]
@@ -53,12 +54,11 @@ class Column(NamedTuple):
     which: IntArray
 
     @classmethod
-    def of(cls, entries: Sequence[Any]) -> Column:
+    def of(cls, entries: list[Any]) -> Column:
         """Return the column of a list with one entry a run."""
-        ids = list(map(id, entries))
-        distinct = dict(zip(ids, entries, strict=True))
-        place = dict(zip(distinct, range(len(distinct)), strict=True))
-        return cls(list(distinct.values()), np.fromiter(map(place.__getitem__, ids), np.int64, len(ids)))
+        ids = np.fromiter(map(id, entries), np.int64, len(entries))
+        _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+        return cls(list(map(entries.__getitem__, first.tolist())), which)
 
     def run(self, k: int) -> Column:
         """Return the column of one run alone."""
@@ -72,14 +72,9 @@ class Column(NamedTuple):
         """Return the value of each of these runs."""
         return list(map(self.values.__getitem__, self.which[runs].tolist()))
 
-    def numbers(self, number_of: Callable[[Any], Any], dtype: Any = np.float64) -> NDArray[Any]:
-        """Return a number for each run, found once for each value."""
-        return np.array(list(map(number_of, self.values)), dtype=dtype)[self.which]
-
-    def labels(self, key_of: Callable[[Any], Hashable]) -> IntArray:
-        """Return an integer for each run, equal where the values have equal keys, 0 for the key None."""
-        labels: dict[Hashable, int] = {None: 0}
-        return self.numbers(lambda value: labels.setdefault(key_of(value), len(labels)), np.int64)
+    def spread(self, numbers: Any) -> NDArray[Any]:
+        """Return a number for each run, given one for each value."""
+        return np.array(numbers)[self.which]
 
 
 def columns(**arguments: Any) -> dict[str, Column]:
@@ -92,9 +87,18 @@ def columns(**arguments: Any) -> dict[str, Column]:
     n = next(iter(lengths.values()), 1)
     same = np.zeros(n, dtype=np.int64)
     return {
-        name: Column.of(lists[name]) if name in lists else Column([value][:n], same)
+        name: Column.of(lists[name]) if name in lists else Column([value], same)
         for name, value in arguments.items()
     }
+
+
+def labels(keys: Iterable[Any]) -> IntArray:
+    """Return integers, the same for equal keys, 0 for the key None."""
+    keys = list(keys)
+    label: dict[Any, int] = {None: 0}
+    for key in dict.fromkeys(keys):
+        label.setdefault(key, len(label))
+    return np.array(list(map(label.__getitem__, keys)), dtype=np.int64)
 
 
 def combinations(*labels: IntArray) -> tuple[IntArray, IntArray]:
@@ -167,34 +171,34 @@ class Batch:
         for column, check in ((problems, check_problem), (methods, check_method), (stop, check_stop)):
             for value in column.values:
                 check(value)
-        caps = max_iterations.numbers(_cap, np.int64)
+        caps = max_iterations.spread(list(map(_cap, max_iterations.values)))
         codes = np.zeros((caps.size, 5), dtype=np.int64)
-        codes[:, METHOD] = methods.numbers(lambda method: method.code, np.int64)
+        codes[:, METHOD] = methods.spread([method.code for method in methods.values])
         for k in np.unique(problems.which[codes[:, METHOD] == c.FROZEN_ADAM]):
             _check_frozen(problems.values[k])
-        # Most rules resolve alike on all problems, with noise and without.
-        noisy = problems.numbers(lambda problem: problem.is_noisy, np.bool_)
-        tied = methods.numbers(lambda method: of_problem(method.learning_rate), np.bool_)
-        on, until = np.where(tied, 2 + problems.which, noisy), np.where(tied, stop.which, 0)
-        first, which = combinations(methods.which, on, until)
-        chosen = zip(methods.each(first), problems.each(first), stop.each(first), strict=True)
-        steps = Column([resolve(m.learning_rate, m.families, p, s) for m, p, s in chosen], which)
-        codes[:, RULE] = steps.numbers(lambda step: step.rule, np.int64)
-        codes[:, STOP] = stop.numbers(lambda test: test.code, np.int64)
+        noisy = problems.spread([problem.is_noisy for problem in problems.values])
+        for k in np.unique(methods.which[noisy]):
+            check_noise(methods.values[k].learning_rate)
+        steps = _resolved(problems, methods, stop)
+        codes[:, RULE] = steps.spread([step.rule for step in steps.values])
+        codes[:, STOP] = stop.spread([test.code for test in stop.values])
         codes[:, KEEP] = keep = _kept(statistics)
         codes[:, WANT] = _wanted(codes[:, METHOD], codes[:, RULE], codes[:, STOP], keep)
         params = _hyperparameters(methods.values)[methods.which]
-        params[:, c.P_RATE] = steps.numbers(lambda step: step.rate)
-        params[:, c.P_M] = steps.numbers(lambda step: step.m)
-        sizes = problems.numbers(lambda problem: problem.size, np.int64)
+        params[:, c.P_RATE] = steps.spread([step.rate for step in steps.values])
+        params[:, c.P_M] = steps.spread([step.m for step in steps.values])
+        sizes = problems.spread([problem.size for problem in problems.values])
         first, which = combinations(stop.which, sizes)
         targets = zip(stop.each(first), sizes[first].tolist(), strict=True)
         tolerances = np.array([test.tolerance(size, 1.0) for test, size in targets], dtype=np.float64)[which]
-        relative = stop.numbers(lambda test: test.relative, np.bool_)
+        relative = stop.spread([test.relative for test in stop.values])
         params[:, c.P_RELATIVE] = np.where(relative, tolerances, 0.0)
         params[:, c.P_TOLERANCE] = np.where(relative, 0.0, tolerances)
-        params[:, c.P_TAIL_GAP] = tail_gap_start.numbers(_tail_start)
-        params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.numbers(_tail_start)
+        for index, starts in (
+            (c.P_TAIL_GAP, tail_gap_start),
+            (c.P_TAIL_DISPLACEMENT, tail_displacement_start),
+        ):
+            params[:, index] = starts.spread(list(map(_tail_start, starts.values)))
         seeds = Column(list(map(check_seed, noise_seed.values)), noise_seed.which)
         return cls(problems, methods, stop, steps, seeds, caps, codes, params, noisy, statistics)
 
@@ -222,16 +226,24 @@ class Batch:
         return problem.noise_stream(self.seeds.at(k))
 
     @cached_property
+    def packed(self) -> Column:
+        """The Hessians as the kernels read them."""
+        return Column([problem.packed() for problem in self.problems.values], self.problems.which)
+
+    @cached_property
     def hessians(self) -> IntArray:
         """A label for each run, equal for those that share H."""
-        return self.problems.labels(lambda problem: id(problem.blocks))
+        return self.problems.spread(labels(id(problem.blocks) for problem in self.problems.values))
 
     def kinds(self) -> IntArray:
         """Return a label for each run, equal for those that can share lanes, -1 for one that goes alone."""
-        functions = self.methods.labels(_function)
-        schedules = self.steps.labels(lambda step: (step.schedule,))
-        structures = self.problems.labels(lambda problem: problem.packed().structure)
-        long = (self.codes[:, RULE] == c.SCHEDULE) & (self.caps > MAX_LANE_SCHEDULE)
+        functions, schedules = np.ones_like(self.caps), np.zeros_like(self.caps)
+        called = np.flatnonzero(self.codes[:, METHOD] == c.USER)
+        functions[called] = labels(map(_function, self.methods.each(called)))
+        scheduled = np.flatnonzero(self.codes[:, RULE] == c.SCHEDULE)
+        schedules[scheduled] = labels(step.schedule for step in self.steps.each(scheduled))
+        structures = self.packed.spread(labels(packed.structure for packed in self.packed.values))
+        long = (schedules > 0) & (self.caps > MAX_LANE_SCHEDULE)
         flags = self.noisy + 2 * (self.params[:, c.P_DECAY] != 0.0)
         codes = (self.codes[:, k] for k in (METHOD, RULE, STOP))
         _, kinds = combinations(*codes, functions, schedules, structures, flags)
@@ -244,26 +256,30 @@ class Batch:
         """Return these runs from what the kernels left; the trace and the state are those of a single run."""
         wants, params, counts = self.codes[members, WANT], self.params[members], outcome.iterations
         tails = {"tail_gap": params[:, c.P_TAIL_GAP], "tail_displacement": params[:, c.P_TAIL_DISPLACEMENT]}
-        seeds = zip(self.seeds.each(members), self.noisy[members].tolist(), strict=True)
-        return Run.from_columns(
-            problem=self.problems.each(members),
-            method=self.methods.each(members),
-            stop=self.stops.each(members),
-            status=list(map(STATUS_OF.__getitem__, outcome.statuses.tolist())),
-            iterations=counts.tolist(),
-            tolerance=outcome.tolerances.tolist(),
-            point=outcome.points,
-            step=self.steps.each(members),
-            max_iterations=self.caps[members].tolist(),
-            initial=read_quantities(wants, outcome.firsts),
-            final=read_quantities(wants, outcome.finals),
-            statistics=read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
-            trace=[trace] * members.size,
-            tail_gap_start=tails["tail_gap"].tolist(),
-            tail_displacement_start=tails["tail_displacement"].tolist(),
-            noise_seed=[seed if noisy else None for seed, noisy in seeds],
-            state=[state] * members.size,
-        )
+        columns = {
+            "problem": self.problems.each(members),
+            "method": self.methods.each(members),
+            "stop": self.stops.each(members),
+            "status": list(map(STATUS_OF.__getitem__, outcome.statuses.tolist())),
+            "iterations": counts.tolist(),
+            "tolerance": outcome.tolerances.tolist(),
+            "point": outcome.points,
+            "step": self.steps.each(members),
+            "max_iterations": self.caps[members].tolist(),
+            "initial": read_quantities(wants, outcome.firsts),
+            "final": read_quantities(wants, outcome.finals),
+            "statistics": read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
+        }
+        # The others are seldom not at their default.
+        columns |= {f"{name}_start": starts.tolist() for name, starts in tails.items() if starts.any()}
+        if self.noisy[members].any():
+            seeds = zip(self.seeds.each(members), self.noisy[members].tolist(), strict=True)
+            columns["noise_seed"] = [seed if noisy else None for seed, noisy in seeds]
+        if trace is not None:
+            columns["trace"] = [trace]
+        if state is not None:
+            columns["state"] = [state]
+        return Run.from_columns(**columns)
 
 
 class Outcome:
@@ -319,25 +335,32 @@ def _check_frozen(problem: BlockQuadratic) -> None:
         )
 
 
-def _function(method: Method) -> Hashable:
-    """Return what lanes call for a method: () for a built-in one, None for a function of whole vectors."""
-    if not isinstance(method, FunctionMethod):
-        return ()
+def _resolved(problems: Column, methods: Column, stop: Column) -> Column:
+    """Return the learning rates of runs: one a method, but for rules whose numbers are the problem's."""
+    own = [own_step(method.learning_rate) for method in methods.values]
+    tied = np.flatnonzero(methods.spread([step is None for step in own]))
+    if tied.size == 0:
+        return Column(own, methods.which)
+    first, place = combinations(*(column.which[tied] for column in (methods, problems, stop)))
+    chosen = (column.each(tied[first]) for column in (methods, problems, stop))
+    found = [resolve(m.learning_rate, m.families, p, s) for m, p, s in zip(*chosen, strict=True)]
+    which = methods.which.copy()
+    which[tied] = len(own) + place
+    used, which = np.unique(which, return_inverse=True)
+    return Column(list(map([*own, *found].__getitem__, used.tolist())), which)
+
+
+def _function(method: FunctionMethod) -> Hashable:
+    """Return what lanes call for a method; None for a function of whole vectors."""
     return (method.function(), method.n_states) if method.is_elementwise else None
 
 
 def _hyperparameters(methods: list[Method]) -> FloatArray:
     """Return the parameters of methods, a row each."""
-    rows: list[int] = []
-    indices: list[int] = []
-    values: list[float] = []
-    for k, method in enumerate(methods):
-        own = method.parameters()
-        rows += [k] * len(own)
-        indices += own
-        values += own.values()
+    own = [method.parameters() for method in methods]
+    rows = np.repeat(np.arange(len(methods)), list(map(len, own)))
     table = np.zeros((len(methods), c.N_PARAMETERS))
-    table[rows, indices] = values
+    table[rows, list(chain.from_iterable(own))] = list(chain.from_iterable(map(dict.values, own)))
     return table
 
 

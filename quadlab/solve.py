@@ -194,6 +194,8 @@ def solve_many(
         tail_displacement_start=tail_displacement_start,
         noise_seed=noise_seed,
     )
+    if not arguments["problems"].which.size:
+        return []
     try:
         batch = Batch.make(**arguments, statistics=names)
     except ValueError:
