@@ -60,9 +60,10 @@ class Column(NamedTuple):
         _, first, which = np.unique(ids, return_index=True, return_inverse=True)
         return cls(list(map(entries.__getitem__, first.tolist())), which)
 
-    def run(self, k: int) -> Column:
-        """Return the column of one run alone."""
-        return Column([self.at(k)], np.zeros(1, dtype=np.int64))
+    @classmethod
+    def one(cls, value: Any) -> Column:
+        """Return the column of a single run."""
+        return cls([value], np.zeros(1, dtype=np.int64))
 
     def at(self, run: int) -> Any:
         """Return the value of a run."""
@@ -174,10 +175,10 @@ class Batch:
         caps = max_iterations.spread(list(map(_cap, max_iterations.values)))
         codes = np.zeros((caps.size, 5), dtype=np.int64)
         codes[:, METHOD] = methods.spread([method.code for method in methods.values])
-        for k in np.unique(problems.which[codes[:, METHOD] == c.FROZEN_ADAM]):
+        for k in set(problems.which[codes[:, METHOD] == c.FROZEN_ADAM].tolist()):
             _check_frozen(problems.values[k])
         noisy = problems.spread([problem.is_noisy for problem in problems.values])
-        for k in np.unique(methods.which[noisy]):
+        for k in set(methods.which[noisy].tolist()):
             check_noise(methods.values[k].learning_rate)
         steps = _resolved(problems, methods, stop)
         codes[:, RULE] = steps.spread([step.rule for step in steps.values])
@@ -185,20 +186,14 @@ class Batch:
         codes[:, KEEP] = keep = _kept(statistics)
         codes[:, WANT] = _wanted(codes[:, METHOD], codes[:, RULE], codes[:, STOP], keep)
         params = _hyperparameters(methods.values)[methods.which]
-        params[:, c.P_RATE] = steps.spread([step.rate for step in steps.values])
-        params[:, c.P_M] = steps.spread([step.m for step in steps.values])
+        params[:, [c.P_RATE, c.P_M]] = steps.spread([(step.rate, step.m) for step in steps.values])
         sizes = problems.spread([problem.size for problem in problems.values])
         first, which = combinations(stop.which, sizes)
-        targets = zip(stop.each(first), sizes[first].tolist(), strict=True)
-        tolerances = np.array([test.tolerance(size, 1.0) for test, size in targets], dtype=np.float64)[which]
-        relative = stop.spread([test.relative for test in stop.values])
-        params[:, c.P_RELATIVE] = np.where(relative, tolerances, 0.0)
-        params[:, c.P_TOLERANCE] = np.where(relative, 0.0, tolerances)
-        for index, starts in (
-            (c.P_TAIL_GAP, tail_gap_start),
-            (c.P_TAIL_DISPLACEMENT, tail_displacement_start),
-        ):
-            params[:, index] = starts.spread(list(map(_tail_start, starts.values)))
+        targets = [_target(*pair) for pair in zip(stop.each(first), sizes[first].tolist(), strict=True)]
+        params[:, [c.P_RELATIVE, c.P_TOLERANCE]] = np.array(targets)[which]
+        params[:, c.P_TAIL_GAP] = tail_gap_start.spread(list(map(_tail_start, tail_gap_start.values)))
+        starts = list(map(_tail_start, tail_displacement_start.values))
+        params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.spread(starts)
         seeds = Column(list(map(check_seed, noise_seed.values)), noise_seed.which)
         return cls(problems, methods, stop, steps, seeds, caps, codes, params, noisy, statistics)
 
@@ -271,10 +266,12 @@ class Batch:
             "statistics": read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
         }
         # The others are seldom not at their default.
-        columns |= {f"{name}_start": starts.tolist() for name, starts in tails.items() if starts.any()}
-        if self.noisy[members].any():
-            seeds = zip(self.seeds.each(members), self.noisy[members].tolist(), strict=True)
-            columns["noise_seed"] = [seed if noisy else None for seed, noisy in seeds]
+        if params[:, [c.P_TAIL_GAP, c.P_TAIL_DISPLACEMENT]].any():
+            columns |= {f"{name}_start": starts.tolist() for name, starts in tails.items()}
+        noisy = self.noisy[members].tolist()
+        if any(noisy):
+            seeds = zip(self.seeds.each(members), noisy, strict=True)
+            columns["noise_seed"] = [seed if known else None for seed, known in seeds]
         if trace is not None:
             columns["trace"] = [trace]
         if state is not None:
@@ -326,6 +323,12 @@ def _tail_start(value: Any) -> float:
     return float(value)
 
 
+def _target(stop: Stop, size: int) -> tuple[float, float]:
+    """Return the tolerance relative to the start's own value and the absolute one; the other is 0."""
+    tolerance = stop.tolerance(size, 1.0)
+    return (tolerance, 0.0) if stop.relative else (0.0, tolerance)
+
+
 def _check_frozen(problem: BlockQuadratic) -> None:
     g = starting_gradient(problem)
     if not g.all():
@@ -358,7 +361,7 @@ def _function(method: FunctionMethod) -> Hashable:
 def _hyperparameters(methods: list[Method]) -> FloatArray:
     """Return the parameters of methods, a row each."""
     own = [method.parameters() for method in methods]
-    rows = np.repeat(np.arange(len(methods)), list(map(len, own)))
+    rows = [k for k, numbers in enumerate(own) for _ in numbers]
     table = np.zeros((len(methods), c.N_PARAMETERS))
     table[rows, list(chain.from_iterable(own))] = list(chain.from_iterable(map(dict.values, own)))
     return table
@@ -373,20 +376,24 @@ def _kept(statistics: tuple[str, ...]) -> int:
 
 
 def _wanted(methods: IntArray, rules: IntArray, stops: IntArray, keep: int) -> IntArray:
-    """Return what the kernels compute at each iteration for the method, the step, the test and the rest."""
-    of_test = {
-        c.STOP_L1: c.WANT_L1, c.STOP_L2: c.WANT_SQUARE, c.STOP_LINF: c.WANT_LINF, c.STOP_GAP: c.WANT_GAP
-    }  # fmt: skip
-    want = np.full(methods.size, keep)
-    for condition, what in (
-        *((stops == stop, bit) for stop, bit in of_test.items()),
-        (rules == c.M_STAR, c.WANT_L1),
-        (np.isin(rules, (c.LEMMA, c.LINE_SEARCH)), c.WANT_DIRECTION),
-        (rules == c.LINE_SEARCH, c.WANT_DHD),
-        (methods == c.NORMALIZED, c.WANT_SQUARE),
-    ):
-        want[condition] |= what
-    # What the kernels read while they compute it.
-    want[(want & c.WANT_DIRECTION != 0) & (methods == c.GD)] |= c.WANT_LAMBDA_G
-    want[want & c.WANT_LAMBDA_G != 0] |= c.WANT_SQUARE
+    """Return what the kernels compute at each iteration: for the test, the step, the method, and to keep."""
+    want = keep | _FOR_STOP[stops] | _FOR_RULE[rules] | _FOR_METHOD[methods]
+    # What they read while they compute it.
+    want |= c.WANT_LAMBDA_G * ((want & c.WANT_DIRECTION != 0) & (methods == c.GD))
+    want |= c.WANT_SQUARE * (want & c.WANT_LAMBDA_G != 0)
     return want
+
+
+def _table(size: int, bits: dict[int, int]) -> IntArray:
+    table = np.zeros(size, dtype=np.int64)
+    table[list(bits)] = list(bits.values())
+    return table
+
+
+_FOR_STOP = _table(
+    4, {c.STOP_L1: c.WANT_L1, c.STOP_L2: c.WANT_SQUARE, c.STOP_LINF: c.WANT_LINF, c.STOP_GAP: c.WANT_GAP}
+)
+_FOR_RULE = _table(
+    5, {c.LEMMA: c.WANT_DIRECTION, c.M_STAR: c.WANT_L1, c.LINE_SEARCH: c.WANT_DIRECTION | c.WANT_DHD}
+)
+_FOR_METHOD = _table(9, {c.NORMALIZED: c.WANT_SQUARE})
