@@ -102,14 +102,14 @@ def labels(keys: Iterable[Any]) -> IntArray:
     return np.array(list(map(label.__getitem__, keys)), dtype=np.int64)
 
 
-def combinations(*labels: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the first run of each combination of labels >= 0, and the place of each run's combination."""
-    n = labels[0].size
+def combinations(*columns: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the first run of each combination of numbers >= 0, and the place of each run's combination."""
+    n = columns[0].size
     first, which = np.zeros(min(n, 1), dtype=np.int64), np.zeros(n, dtype=np.int64)
-    for label in labels:
-        if (label != label[:1]).any():
+    for column in columns:
+        if (column != column[:1]).any():
             # Renumbered each time, so that the key cannot overflow.
-            key = which * (int(label.max()) + 1) + label
+            key = which * (int(column.max()) + 1) + column
             _, first, which = np.unique(key, return_index=True, return_inverse=True)
     return first, which
 
