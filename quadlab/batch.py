@@ -9,10 +9,9 @@ that occurs. The numbers are arrays with one row a run, as the kernels read and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +71,12 @@ class Column(NamedTuple):
     def each(self, runs: IntArray) -> list[Any]:
         """Return the value of each of these runs."""
         return list(map(self.values.__getitem__, self.which[runs].tolist()))
+
+    def rows(self, runs: IntArray, vector_of: Callable[[Any], FloatArray]) -> FloatArray:
+        """Return a vector of the value of each of these runs, as the rows of a matrix."""
+        used, place = np.unique(self.which[runs], return_inverse=True)
+        vectors = np.concatenate([vector_of(self.values[k]) for k in used.tolist()])
+        return vectors.reshape(used.size, -1)[place]
 
     def spread(self, numbers: Any) -> NDArray[Any]:
         """Return a number for each run, given one for each value."""
@@ -186,7 +191,8 @@ class Batch:
         codes[:, KEEP] = keep = _kept(statistics)
         codes[:, WANT] = _wanted(codes[:, METHOD], codes[:, RULE], codes[:, STOP], keep)
         params = _hyperparameters(methods.values)[methods.which]
-        params[:, [c.P_RATE, c.P_M]] = steps.spread([(step.rate, step.m) for step in steps.values])
+        params[:, c.P_RATE] = steps.spread([step.rate for step in steps.values])
+        params[:, c.P_M] = steps.spread([step.m for step in steps.values])
         sizes = problems.spread([problem.size for problem in problems.values])
         first, which = combinations(stop.which, sizes)
         targets = [_target(*pair) for pair in zip(stop.each(first), sizes[first].tolist(), strict=True)]
@@ -221,14 +227,9 @@ class Batch:
         return problem.noise_stream(self.seeds.at(k))
 
     @cached_property
-    def packed(self) -> Column:
-        """The Hessians as the kernels read them."""
-        return Column([problem.packed() for problem in self.problems.values], self.problems.which)
-
-    @cached_property
     def hessians(self) -> IntArray:
-        """A label for each run, equal for those that share H."""
-        return self.problems.spread(labels(id(problem.blocks) for problem in self.problems.values))
+        """A number for each run, equal for those that share H."""
+        return self.problems.spread([id(problem.blocks) for problem in self.problems.values])
 
     def kinds(self) -> IntArray:
         """Return a label for each run, equal for those that can share lanes, -1 for one that goes alone."""
@@ -237,7 +238,7 @@ class Batch:
         functions[called] = labels(map(_function, self.methods.each(called)))
         scheduled = np.flatnonzero(self.codes[:, RULE] == c.SCHEDULE)
         schedules[scheduled] = labels(step.schedule for step in self.steps.each(scheduled))
-        structures = self.packed.spread(labels(packed.structure for packed in self.packed.values))
+        structures = self.problems.spread(labels(p.packed().structure for p in self.problems.values))
         long = (schedules > 0) & (self.caps > MAX_LANE_SCHEDULE)
         flags = self.noisy + 2 * (self.params[:, c.P_DECAY] != 0.0)
         codes = (self.codes[:, k] for k in (METHOD, RULE, STOP))
@@ -360,10 +361,16 @@ def _function(method: FunctionMethod) -> Hashable:
 
 def _hyperparameters(methods: list[Method]) -> FloatArray:
     """Return the parameters of methods, a row each."""
-    own = [method.parameters() for method in methods]
-    rows = [k for k, numbers in enumerate(own) for _ in numbers]
+    rows: list[int] = []
+    indices: list[int] = []
+    values: list[float] = []
+    for k, method in enumerate(methods):
+        own = method.parameters()
+        rows += [k] * len(own)
+        indices += own
+        values += own.values()
     table = np.zeros((len(methods), c.N_PARAMETERS))
-    table[rows, list(chain.from_iterable(own))] = list(chain.from_iterable(map(dict.values, own)))
+    table[rows, indices] = values
     return table
 
 

@@ -61,23 +61,8 @@ def _addresses(method: Method) -> tuple[int, int]:
     )[:2]
 
 
-def _rows(vectors: list[FloatArray]) -> FloatArray:
-    """Return vectors of equal length as the rows of a matrix."""
-    return np.concatenate(vectors).reshape(len(vectors), -1)
-
-
-def _lowest(problems: list[BlockQuadratic], want: int) -> FloatArray:
-    """Return the smallest positive eigenvalue of each block, a row a problem, where it is needed."""
-    if want & c.WANT_DENOMINATOR:
-        return _rows([curvature(problem).block_smallest_positive for problem in problems])
-    return np.zeros((len(problems), problems[0].n_blocks))
-
-
-def _support(problems: list[BlockQuadratic], want: int) -> FloatArray:
-    """Return the diagonals of H, a row a problem, where they are needed."""
-    if want & c.WANT_DISPLACEMENT:
-        return _rows([problem.hessian_diagonal() for problem in problems])
-    return np.zeros((len(problems), 0))
+def _lowest(problem: BlockQuadratic) -> FloatArray:
+    return curvature(problem).block_smallest_positive
 
 
 # -- the single path -----------------------------------------------------------------------------------------
@@ -205,7 +190,8 @@ def _iterate(
     d = np.empty(0 if method == c.GD else size)
     work = np.empty(size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) or method == c.USER else 0)
     q = np.zeros(c.N_QUANTITIES)
-    lowest, support = _lowest([job.problem], want)[0], _support([job.problem], want)[0]
+    lowest = np.array(_lowest(job.problem)) if want & c.WANT_DENOMINATOR else np.zeros(packed.kinds.size)
+    support = job.problem.hessian_diagonal() if want & c.WANT_DISPLACEMENT else np.zeros(0)
     piece = max(64, PIECE // (packed.data.size + 8 * size))
     schedule = np.zeros(0)
     noise, noisy, drawn = np.zeros((0, size)), np.empty(0 if job.noise is None else size), -1
@@ -318,7 +304,7 @@ def _tasks(batch: Batch, lanes: bool, threads: int) -> Iterator[tuple[bool, IntA
         for same in _groups(batch.hessians, members[together]):
             yield from ((True, part) for part in _parts(batch, same, threads))
         mixed = members[~together]
-        entries = batch.packed.at(members[0]).data.size
+        entries = batch.problems.at(members[0]).packed().data.size
         if mixed.size >= LEAST_LANES and entries <= MAX_LANE_HESSIAN:
             yield from ((True, part) for part in _parts(batch, mixed, threads))
         else:
@@ -357,22 +343,26 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     from quadlab.kernels import entry
 
     n = members.size
-    problems, same = batch.problems.each(members), batch.hessians[members] == batch.hessians[members[0]]
-    shared = bool(same.all())
-    problem, method, step = problems[0], batch.methods.at(members[0]), batch.steps.at(members[0])
+    problems, hessians = batch.problems, batch.hessians[members]
+    shared = bool((hessians == hessians[0]).all())
     own = members[:1] if shared else members
-    hessians = batch.packed.each(own)
-    packed = hessians[0]
+    problem, method, step = (column.at(members[0]) for column in (problems, batch.methods, batch.steps))
+    packed = problem.packed()
     size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
     code = np.append(batch.codes[members[0]], shared)
     want = int(code[WANT])
     params, caps = batch.params[members], batch.caps[members]
     anchored = code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0
-    start = _rows([p.displacement for p in problems])
-    norms_of = _rows([hessian.norms for hessian in hessians])
-    lowest_of, support_of = _lowest(problems[: own.size], want), _support(problems[: own.size], want)
-    anchor_of = _rows([p.minimizer for p in problems]) if anchored else np.zeros((n, 0))
-    data_of = np.zeros((0, 0)) if shared else _rows([hessian.data for hessian in hessians])
+    start = problems.rows(members, lambda p: p.displacement)
+    anchors = problems.rows(members, lambda p: p.minimizer)
+    anchor_of = anchors if anchored else np.zeros((n, 0))
+    norms_of = problems.rows(own, lambda p: p.block_norms)
+    lowest_of, support_of = np.zeros((own.size, blocks)), np.zeros((own.size, 0))
+    if want & c.WANT_DENOMINATOR:
+        lowest_of = problems.rows(own, _lowest)
+    if want & c.WANT_DISPLACEMENT:
+        support_of = problems.rows(own, BlockQuadratic.hessian_diagonal)
+    data_of = np.zeros((0, 0)) if shared else problems.rows(own, lambda p: p.packed().data)
     schedule = np.zeros(0)
     if step.schedule is not None:
         longest = int(caps.max())
@@ -423,7 +413,7 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     relative = params[:, c.P_RELATIVE] != 0.0
     outcome.tolerances[:] = np.where(relative, params[:, c.P_RELATIVE] * first, params[:, c.P_TOLERANCE])
     outcome.peaks[:] = peaks.sum(axis=1)
-    points += _rows([p.minimizer for p in problems])
+    points += anchors
     outcome.points = list(map(np.ndarray.copy, points))  # each of its own, not to keep all alive
     for w in range(active):
         k = int(owner[w])
