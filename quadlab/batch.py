@@ -9,9 +9,9 @@ that occurs. The numbers are arrays with one row a run, as the kernels read and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,18 @@ IntArray = NDArray[np.int64]
 MAX_LANE_SCHEDULE = 1 << 20
 #: Columns of `Batch.codes`.
 METHOD, RULE, STOP, WANT, KEEP = range(5)
+
+_FOR_STOP = {
+    c.STOP_L1: c.WANT_L1,
+    c.STOP_L2: c.WANT_SQUARE,
+    c.STOP_LINF: c.WANT_LINF,
+    c.STOP_GAP: c.WANT_GAP,
+}
+_FOR_RULE = {
+    c.LEMMA: c.WANT_DIRECTION,
+    c.M_STAR: c.WANT_L1,
+    c.LINE_SEARCH: c.WANT_DIRECTION | c.WANT_DHD,
+}
 
 
 # -- columns -------------------------------------------------------------------------------------------------
@@ -179,24 +191,26 @@ class Batch:
                 check(value)
         caps = max_iterations.spread(list(map(_cap, max_iterations.values)))
         codes = np.zeros((caps.size, 5), dtype=np.int64)
-        codes[:, METHOD] = methods.spread([method.code for method in methods.values])
-        for k in set(problems.which[codes[:, METHOD] == c.FROZEN_ADAM].tolist()):
-            _check_frozen(problems.values[k])
-        noisy = problems.spread([problem.is_noisy for problem in problems.values])
-        for k in set(methods.which[noisy].tolist()):
-            check_noise(methods.values[k].learning_rate)
+        codes[:, METHOD] = methods.spread(kinds := [method.code for method in methods.values])
+        if c.FROZEN_ADAM in kinds:
+            for k in set(problems.which[codes[:, METHOD] == c.FROZEN_ADAM].tolist()):
+                _check_frozen(problems.values[k])
+        noisy = problems.spread(loud := [problem.is_noisy for problem in problems.values])
+        if any(loud):
+            for k in set(methods.which[noisy].tolist()):
+                check_noise(methods.values[k].learning_rate)
         steps = _resolved(problems, methods, stop)
         codes[:, RULE] = steps.spread([step.rule for step in steps.values])
         codes[:, STOP] = stop.spread([test.code for test in stop.values])
         codes[:, KEEP] = keep = _kept(statistics)
-        codes[:, WANT] = _wanted(codes[:, METHOD], codes[:, RULE], codes[:, STOP], keep)
+        codes[:, WANT] = _wanted(keep)[codes[:, METHOD], codes[:, RULE], codes[:, STOP]]
         params = _hyperparameters(methods.values)[methods.which]
         params[:, c.P_RATE] = steps.spread([step.rate for step in steps.values])
         params[:, c.P_M] = steps.spread([step.m for step in steps.values])
         sizes = problems.spread([problem.size for problem in problems.values])
         first, which = combinations(stop.which, sizes)
         targets = [_target(*pair) for pair in zip(stop.each(first), sizes[first].tolist(), strict=True)]
-        params[:, [c.P_RELATIVE, c.P_TOLERANCE]] = np.array(targets)[which]
+        params[:, c.P_RELATIVE], params[:, c.P_TOLERANCE] = np.array(targets)[which].T
         params[:, c.P_TAIL_GAP] = tail_gap_start.spread(list(map(_tail_start, tail_gap_start.values)))
         starts = list(map(_tail_start, tail_displacement_start.values))
         params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.spread(starts)
@@ -226,7 +240,7 @@ class Batch:
         problem: BlockQuadratic = self.problems.at(k)
         return problem.noise_stream(self.seeds.at(k))
 
-    @cached_property
+    @functools.cached_property
     def hessians(self) -> IntArray:
         """A number for each run, equal for those that share H."""
         return self.problems.spread([id(problem.blocks) for problem in self.problems.values])
@@ -267,8 +281,8 @@ class Batch:
             "statistics": read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
         }
         # The others are seldom not at their default.
-        if params[:, [c.P_TAIL_GAP, c.P_TAIL_DISPLACEMENT]].any():
-            columns |= {f"{name}_start": starts.tolist() for name, starts in tails.items()}
+        starts = {f"{name}_start": start.tolist() for name, start in tails.items()}
+        columns |= {name: start for name, start in starts.items() if any(start)}
         noisy = self.noisy[members].tolist()
         if any(noisy):
             seeds = zip(self.seeds.each(members), noisy, strict=True)
@@ -342,9 +356,9 @@ def _check_frozen(problem: BlockQuadratic) -> None:
 def _resolved(problems: Column, methods: Column, stop: Column) -> Column:
     """Return the learning rates of runs: one a method, but for rules whose numbers are the problem's."""
     own = [own_step(method.learning_rate) for method in methods.values]
-    tied = np.flatnonzero(methods.spread([step is None for step in own]))
-    if tied.size == 0:
+    if None not in own:
         return Column(own, methods.which)
+    tied = np.flatnonzero(methods.spread([step is None for step in own]))
     first, place = combinations(*(column.which[tied] for column in (methods, problems, stop)))
     chosen = (column.each(tied[first]) for column in (methods, problems, stop))
     found = [resolve(m.learning_rate, m.families, p, s) for m, p, s in zip(*chosen, strict=True)]
@@ -382,25 +396,18 @@ def _kept(statistics: tuple[str, ...]) -> int:
     return keep
 
 
-def _wanted(methods: IntArray, rules: IntArray, stops: IntArray, keep: int) -> IntArray:
-    """Return what the kernels compute at each iteration: for the test, the step, the method, and to keep."""
-    want = keep | _FOR_STOP[stops] | _FOR_RULE[rules] | _FOR_METHOD[methods]
-    # What they read while they compute it.
-    want |= c.WANT_LAMBDA_G * ((want & c.WANT_DIRECTION != 0) & (methods == c.GD))
-    want |= c.WANT_SQUARE * (want & c.WANT_LAMBDA_G != 0)
-    return want
-
-
-def _table(size: int, bits: dict[int, int]) -> IntArray:
-    table = np.zeros(size, dtype=np.int64)
-    table[list(bits)] = list(bits.values())
+@functools.cache
+def _wanted(keep: int) -> IntArray:
+    """Return what the kernels compute at each iteration, by the codes of method, rule and test."""
+    table = np.empty((c.USER + 1, c.LINE_SEARCH + 1, c.STOP_GAP + 1), dtype=np.int64)
+    for method, rule, stop in np.ndindex(table.shape):
+        want = keep | _FOR_STOP[stop] | _FOR_RULE.get(rule, 0)
+        if method == c.NORMALIZED:
+            want |= c.WANT_SQUARE
+        # What they read while they compute it.
+        if want & c.WANT_DIRECTION and method == c.GD:
+            want |= c.WANT_LAMBDA_G
+        if want & c.WANT_LAMBDA_G:
+            want |= c.WANT_SQUARE
+        table[method, rule, stop] = want
     return table
-
-
-_FOR_STOP = _table(
-    4, {c.STOP_L1: c.WANT_L1, c.STOP_L2: c.WANT_SQUARE, c.STOP_LINF: c.WANT_LINF, c.STOP_GAP: c.WANT_GAP}
-)
-_FOR_RULE = _table(
-    5, {c.LEMMA: c.WANT_DIRECTION, c.M_STAR: c.WANT_L1, c.LINE_SEARCH: c.WANT_DIRECTION | c.WANT_DHD}
-)
-_FOR_METHOD = _table(9, {c.NORMALIZED: c.WANT_SQUARE})

@@ -175,12 +175,12 @@ def read_statistics(
 def read_quantities(wants: np.ndarray, rows: FloatArray) -> list[dict[str, float]]:
     """Return by name what the kernels measured at one iteration of each run."""
     found: list[dict[str, float]] = [{} for _ in rows]
-    some = int(np.bitwise_or.reduce(wants))
-    for name in (name for name, bit in _MEASURED.items() if some & bit):
-        measured = (wants & _MEASURED[name]).tolist()
-        for own, value, known in zip(found, QUANTITIES[name](rows).tolist(), measured, strict=True):
-            if known:
-                own[name] = value
+    bits = wants.tolist()
+    for name, bit in _MEASURED.items():
+        if any(want & bit for want in set(bits)):
+            for own, want, value in zip(found, bits, QUANTITIES[name](rows).tolist(), strict=True):
+                if want & bit:
+                    own[name] = value
     return found
 
 
