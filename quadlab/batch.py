@@ -10,7 +10,7 @@ that occurs. The numbers are arrays with one row a run, as the kernels read and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,11 +84,10 @@ class Column(NamedTuple):
         """Return the value of each of these runs."""
         return list(map(self.values.__getitem__, self.which[runs].tolist()))
 
-    def rows(self, runs: IntArray, vector_of: Callable[[Any], FloatArray]) -> FloatArray:
-        """Return a vector of the value of each of these runs, as the rows of a matrix."""
+    def among(self, runs: IntArray) -> tuple[list[Any], IntArray]:
+        """Return the values that occur among these runs, and the place of each run's."""
         used, place = np.unique(self.which[runs], return_inverse=True)
-        vectors = np.concatenate([vector_of(self.values[k]) for k in used.tolist()])
-        return vectors.reshape(used.size, -1)[place]
+        return list(map(self.values.__getitem__, used.tolist())), place
 
     def spread(self, numbers: Any) -> NDArray[Any]:
         """Return a number for each run, given one for each value."""
@@ -364,8 +363,7 @@ def _resolved(problems: Column, methods: Column, stop: Column) -> Column:
     found = [resolve(m.learning_rate, m.families, p, s) for m, p, s in zip(*chosen, strict=True)]
     which = methods.which.copy()
     which[tied] = len(own) + place
-    used, which = np.unique(which, return_inverse=True)
-    return Column(list(map([*own, *found].__getitem__, used.tolist())), which)
+    return Column(*Column([*own, *found], which).among(np.arange(which.size)))  # those in use
 
 
 def _function(method: FunctionMethod) -> Hashable:

@@ -61,6 +61,11 @@ def _addresses(method: Method) -> tuple[int, int]:
     )[:2]
 
 
+def _rows(vectors: list[FloatArray]) -> FloatArray:
+    """Return vectors of equal length as the rows of a matrix."""
+    return np.concatenate(vectors).reshape(len(vectors), -1)
+
+
 def _lowest(problem: BlockQuadratic) -> FloatArray:
     return curvature(problem).block_smallest_positive
 
@@ -343,26 +348,27 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     from quadlab.kernels import entry
 
     n = members.size
-    problems, hessians = batch.problems, batch.hessians[members]
+    hessians = batch.hessians[members]
     shared = bool((hessians == hessians[0]).all())
-    own = members[:1] if shared else members
-    problem, method, step = (column.at(members[0]) for column in (problems, batch.methods, batch.steps))
+    problem, method, step = (column.at(members[0]) for column in (batch.problems, batch.methods, batch.steps))
     packed = problem.packed()
     size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
     code = np.append(batch.codes[members[0]], shared)
     want = int(code[WANT])
     params, caps = batch.params[members], batch.caps[members]
-    anchored = code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0
-    start = problems.rows(members, lambda p: p.displacement)
-    anchors = problems.rows(members, lambda p: p.minimizer)
-    anchor_of = anchors if anchored else np.zeros((n, 0))
-    norms_of = problems.rows(own, lambda p: p.block_norms)
-    lowest_of, support_of = np.zeros((own.size, blocks)), np.zeros((own.size, 0))
+    problems, place = batch.problems.among(members)
+    start = _rows([p.displacement for p in problems])[place]
+    anchors = _rows([p.minimizer for p in problems])[place]
+    anchor_of = anchors if code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0 else np.zeros((n, 0))
+    if shared:
+        problems, place = [problem], np.zeros(1, dtype=np.int64)
+    norms_of = _rows([p.block_norms for p in problems])[place]
+    lowest_of, support_of = np.zeros((place.size, blocks)), np.zeros((place.size, 0))
     if want & c.WANT_DENOMINATOR:
-        lowest_of = problems.rows(own, _lowest)
+        lowest_of = _rows([_lowest(p) for p in problems])[place]
     if want & c.WANT_DISPLACEMENT:
-        support_of = problems.rows(own, BlockQuadratic.hessian_diagonal)
-    data_of = np.zeros((0, 0)) if shared else problems.rows(own, lambda p: p.packed().data)
+        support_of = _rows([p.hessian_diagonal() for p in problems])[place]
+    data_of = np.zeros((0, 0)) if shared else _rows([p.packed().data for p in problems])[place]
     schedule = np.zeros(0)
     if step.schedule is not None:
         longest = int(caps.max())
