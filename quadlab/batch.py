@@ -9,9 +9,9 @@ that occurs. The numbers are arrays with one row a run, as the kernels read and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import functools
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from quadlab.methods import FunctionMethod, Method, check_method
 from quadlab.noise import NoiseStream, check_seed
 from quadlab.problem import BlockQuadratic, check_problem
 from quadlab.run import STATISTICS, STATUS_OF, Run, Trace, read_quantities, read_statistics
-from quadlab.steps import Step, of_problem, resolve
+from quadlab.steps import Step, check_noise, own_step, resolve
 from quadlab.stopping import Stop, check_stop
 
 IntArray = NDArray[np.int64]
@@ -33,6 +33,18 @@ IntArray = NDArray[np.int64]
 MAX_LANE_SCHEDULE = 1 << 20
 #: Columns of `Batch.codes`.
 METHOD, RULE, STOP, WANT, KEEP = range(5)
+
+_FOR_STOP = {
+    c.STOP_L1: c.WANT_L1,
+    c.STOP_L2: c.WANT_SQUARE,
+    c.STOP_LINF: c.WANT_LINF,
+    c.STOP_GAP: c.WANT_GAP,
+}
+_FOR_RULE = {
+    c.LEMMA: c.WANT_DIRECTION,
+    c.M_STAR: c.WANT_L1,
+    c.LINE_SEARCH: c.WANT_DIRECTION | c.WANT_DHD,
+}
 
 
 # -- columns -------------------------------------------------------------------------------------------------
@@ -53,16 +65,16 @@ class Column(NamedTuple):
     which: IntArray
 
     @classmethod
-    def of(cls, entries: Sequence[Any]) -> Column:
+    def of(cls, entries: list[Any]) -> Column:
         """Return the column of a list with one entry a run."""
-        ids = list(map(id, entries))
-        distinct = dict(zip(ids, entries, strict=True))
-        place = dict(zip(distinct, range(len(distinct)), strict=True))
-        return cls(list(distinct.values()), np.fromiter(map(place.__getitem__, ids), np.int64, len(ids)))
+        ids = np.fromiter(map(id, entries), np.int64, len(entries))
+        _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+        return cls(list(map(entries.__getitem__, first.tolist())), which)
 
-    def run(self, k: int) -> Column:
-        """Return the column of one run alone."""
-        return Column([self.at(k)], np.zeros(1, dtype=np.int64))
+    @classmethod
+    def one(cls, value: Any) -> Column:
+        """Return the column of a single run."""
+        return cls([value], np.zeros(1, dtype=np.int64))
 
     def at(self, run: int) -> Any:
         """Return the value of a run."""
@@ -72,14 +84,14 @@ class Column(NamedTuple):
         """Return the value of each of these runs."""
         return list(map(self.values.__getitem__, self.which[runs].tolist()))
 
-    def numbers(self, number_of: Callable[[Any], Any], dtype: Any = np.float64) -> NDArray[Any]:
-        """Return a number for each run, found once for each value."""
-        return np.array(list(map(number_of, self.values)), dtype=dtype)[self.which]
+    def among(self, runs: IntArray) -> tuple[list[Any], IntArray]:
+        """Return the values that occur among these runs, and the place of each run's."""
+        used, place = np.unique(self.which[runs], return_inverse=True)
+        return list(map(self.values.__getitem__, used.tolist())), place
 
-    def labels(self, key_of: Callable[[Any], Hashable]) -> IntArray:
-        """Return an integer for each run, equal where the values have equal keys, 0 for the key None."""
-        labels: dict[Hashable, int] = {None: 0}
-        return self.numbers(lambda value: labels.setdefault(key_of(value), len(labels)), np.int64)
+    def spread(self, numbers: Any) -> NDArray[Any]:
+        """Return a number for each run, given one for each value."""
+        return np.array(numbers)[self.which]
 
 
 def columns(**arguments: Any) -> dict[str, Column]:
@@ -92,19 +104,28 @@ def columns(**arguments: Any) -> dict[str, Column]:
     n = next(iter(lengths.values()), 1)
     same = np.zeros(n, dtype=np.int64)
     return {
-        name: Column.of(lists[name]) if name in lists else Column([value][:n], same)
+        name: Column.of(lists[name]) if name in lists else Column([value], same)
         for name, value in arguments.items()
     }
 
 
-def combinations(*labels: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the first run of each combination of labels >= 0, and the place of each run's combination."""
-    n = labels[0].size
+def labels(keys: Iterable[Any]) -> IntArray:
+    """Return integers, the same for equal keys, 0 for the key None."""
+    keys = list(keys)
+    label: dict[Any, int] = {None: 0}
+    for key in dict.fromkeys(keys):
+        label.setdefault(key, len(label))
+    return np.array(list(map(label.__getitem__, keys)), dtype=np.int64)
+
+
+def combinations(*columns: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the first run of each combination of numbers >= 0, and the place of each run's combination."""
+    n = columns[0].size
     first, which = np.zeros(min(n, 1), dtype=np.int64), np.zeros(n, dtype=np.int64)
-    for label in labels:
-        if (label != label[:1]).any():
+    for column in columns:
+        if (column != column[:1]).any():
             # Renumbered each time, so that the key cannot overflow.
-            key = which * (int(label.max()) + 1) + label
+            key = which * (int(column.max()) + 1) + column
             _, first, which = np.unique(key, return_index=True, return_inverse=True)
     return first, which
 
@@ -167,34 +188,31 @@ class Batch:
         for column, check in ((problems, check_problem), (methods, check_method), (stop, check_stop)):
             for value in column.values:
                 check(value)
-        caps = max_iterations.numbers(_cap, np.int64)
+        caps = max_iterations.spread(list(map(_cap, max_iterations.values)))
         codes = np.zeros((caps.size, 5), dtype=np.int64)
-        codes[:, METHOD] = methods.numbers(lambda method: method.code, np.int64)
-        for k in np.unique(problems.which[codes[:, METHOD] == c.FROZEN_ADAM]):
-            _check_frozen(problems.values[k])
-        # Most rules resolve alike on all problems, with noise and without.
-        noisy = problems.numbers(lambda problem: problem.is_noisy, np.bool_)
-        tied = methods.numbers(lambda method: of_problem(method.learning_rate), np.bool_)
-        on, until = np.where(tied, 2 + problems.which, noisy), np.where(tied, stop.which, 0)
-        first, which = combinations(methods.which, on, until)
-        chosen = zip(methods.each(first), problems.each(first), stop.each(first), strict=True)
-        steps = Column([resolve(m.learning_rate, m.families, p, s) for m, p, s in chosen], which)
-        codes[:, RULE] = steps.numbers(lambda step: step.rule, np.int64)
-        codes[:, STOP] = stop.numbers(lambda test: test.code, np.int64)
+        codes[:, METHOD] = methods.spread(kinds := [method.code for method in methods.values])
+        if c.FROZEN_ADAM in kinds:
+            for k in set(problems.which[codes[:, METHOD] == c.FROZEN_ADAM].tolist()):
+                _check_frozen(problems.values[k])
+        noisy = problems.spread(loud := [problem.is_noisy for problem in problems.values])
+        if any(loud):
+            for k in set(methods.which[noisy].tolist()):
+                check_noise(methods.values[k].learning_rate)
+        steps = _resolved(problems, methods, stop)
+        codes[:, RULE] = steps.spread([step.rule for step in steps.values])
+        codes[:, STOP] = stop.spread([test.code for test in stop.values])
         codes[:, KEEP] = keep = _kept(statistics)
-        codes[:, WANT] = _wanted(codes[:, METHOD], codes[:, RULE], codes[:, STOP], keep)
+        codes[:, WANT] = _wanted(keep)[codes[:, METHOD], codes[:, RULE], codes[:, STOP]]
         params = _hyperparameters(methods.values)[methods.which]
-        params[:, c.P_RATE] = steps.numbers(lambda step: step.rate)
-        params[:, c.P_M] = steps.numbers(lambda step: step.m)
-        sizes = problems.numbers(lambda problem: problem.size, np.int64)
+        params[:, c.P_RATE] = steps.spread([step.rate for step in steps.values])
+        params[:, c.P_M] = steps.spread([step.m for step in steps.values])
+        sizes = problems.spread([problem.size for problem in problems.values])
         first, which = combinations(stop.which, sizes)
-        targets = zip(stop.each(first), sizes[first].tolist(), strict=True)
-        tolerances = np.array([test.tolerance(size, 1.0) for test, size in targets], dtype=np.float64)[which]
-        relative = stop.numbers(lambda test: test.relative, np.bool_)
-        params[:, c.P_RELATIVE] = np.where(relative, tolerances, 0.0)
-        params[:, c.P_TOLERANCE] = np.where(relative, 0.0, tolerances)
-        params[:, c.P_TAIL_GAP] = tail_gap_start.numbers(_tail_start)
-        params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.numbers(_tail_start)
+        targets = [_target(*pair) for pair in zip(stop.each(first), sizes[first].tolist(), strict=True)]
+        params[:, c.P_RELATIVE], params[:, c.P_TOLERANCE] = np.array(targets)[which].T
+        params[:, c.P_TAIL_GAP] = tail_gap_start.spread(list(map(_tail_start, tail_gap_start.values)))
+        starts = list(map(_tail_start, tail_displacement_start.values))
+        params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.spread(starts)
         seeds = Column(list(map(check_seed, noise_seed.values)), noise_seed.which)
         return cls(problems, methods, stop, steps, seeds, caps, codes, params, noisy, statistics)
 
@@ -221,17 +239,20 @@ class Batch:
         problem: BlockQuadratic = self.problems.at(k)
         return problem.noise_stream(self.seeds.at(k))
 
-    @cached_property
+    @functools.cached_property
     def hessians(self) -> IntArray:
-        """A label for each run, equal for those that share H."""
-        return self.problems.labels(lambda problem: id(problem.blocks))
+        """A number for each run, equal for those that share H."""
+        return self.problems.spread([id(problem.blocks) for problem in self.problems.values])
 
     def kinds(self) -> IntArray:
         """Return a label for each run, equal for those that can share lanes, -1 for one that goes alone."""
-        functions = self.methods.labels(_function)
-        schedules = self.steps.labels(lambda step: (step.schedule,))
-        structures = self.problems.labels(lambda problem: problem.packed().structure)
-        long = (self.codes[:, RULE] == c.SCHEDULE) & (self.caps > MAX_LANE_SCHEDULE)
+        functions, schedules = np.ones_like(self.caps), np.zeros_like(self.caps)
+        called = np.flatnonzero(self.codes[:, METHOD] == c.USER)
+        functions[called] = labels(map(_function, self.methods.each(called)))
+        scheduled = np.flatnonzero(self.codes[:, RULE] == c.SCHEDULE)
+        schedules[scheduled] = labels(step.schedule for step in self.steps.each(scheduled))
+        structures = self.problems.spread(labels(p.packed().structure for p in self.problems.values))
+        long = (schedules > 0) & (self.caps > MAX_LANE_SCHEDULE)
         flags = self.noisy + 2 * (self.params[:, c.P_DECAY] != 0.0)
         codes = (self.codes[:, k] for k in (METHOD, RULE, STOP))
         _, kinds = combinations(*codes, functions, schedules, structures, flags)
@@ -244,26 +265,32 @@ class Batch:
         """Return these runs from what the kernels left; the trace and the state are those of a single run."""
         wants, params, counts = self.codes[members, WANT], self.params[members], outcome.iterations
         tails = {"tail_gap": params[:, c.P_TAIL_GAP], "tail_displacement": params[:, c.P_TAIL_DISPLACEMENT]}
-        seeds = zip(self.seeds.each(members), self.noisy[members].tolist(), strict=True)
-        return Run.from_columns(
-            problem=self.problems.each(members),
-            method=self.methods.each(members),
-            stop=self.stops.each(members),
-            status=list(map(STATUS_OF.__getitem__, outcome.statuses.tolist())),
-            iterations=counts.tolist(),
-            tolerance=outcome.tolerances.tolist(),
-            point=outcome.points,
-            step=self.steps.each(members),
-            max_iterations=self.caps[members].tolist(),
-            initial=read_quantities(wants, outcome.firsts),
-            final=read_quantities(wants, outcome.finals),
-            statistics=read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
-            trace=[trace] * members.size,
-            tail_gap_start=tails["tail_gap"].tolist(),
-            tail_displacement_start=tails["tail_displacement"].tolist(),
-            noise_seed=[seed if noisy else None for seed, noisy in seeds],
-            state=[state] * members.size,
-        )
+        columns = {
+            "problem": self.problems.each(members),
+            "method": self.methods.each(members),
+            "stop": self.stops.each(members),
+            "status": list(map(STATUS_OF.__getitem__, outcome.statuses.tolist())),
+            "iterations": counts.tolist(),
+            "tolerance": outcome.tolerances.tolist(),
+            "point": outcome.points,
+            "step": self.steps.each(members),
+            "max_iterations": self.caps[members].tolist(),
+            "initial": read_quantities(wants, outcome.firsts),
+            "final": read_quantities(wants, outcome.finals),
+            "statistics": read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
+        }
+        # The others are seldom not at their default.
+        starts = {f"{name}_start": start.tolist() for name, start in tails.items()}
+        columns |= {name: start for name, start in starts.items() if any(start)}
+        noisy = self.noisy[members].tolist()
+        if any(noisy):
+            seeds = zip(self.seeds.each(members), noisy, strict=True)
+            columns["noise_seed"] = [seed if known else None for seed, known in seeds]
+        if trace is not None:
+            columns["trace"] = [trace]
+        if state is not None:
+            columns["state"] = [state]
+        return Run.from_columns(**columns)
 
 
 class Outcome:
@@ -310,6 +337,12 @@ def _tail_start(value: Any) -> float:
     return float(value)
 
 
+def _target(stop: Stop, size: int) -> tuple[float, float]:
+    """Return the tolerance relative to the start's own value and the absolute one; the other is 0."""
+    tolerance = stop.tolerance(size, 1.0)
+    return (tolerance, 0.0) if stop.relative else (0.0, tolerance)
+
+
 def _check_frozen(problem: BlockQuadratic) -> None:
     g = starting_gradient(problem)
     if not g.all():
@@ -319,10 +352,22 @@ def _check_frozen(problem: BlockQuadratic) -> None:
         )
 
 
-def _function(method: Method) -> Hashable:
-    """Return what lanes call for a method: () for a built-in one, None for a function of whole vectors."""
-    if not isinstance(method, FunctionMethod):
-        return ()
+def _resolved(problems: Column, methods: Column, stop: Column) -> Column:
+    """Return the learning rates of runs: one a method, but for rules whose numbers are the problem's."""
+    own = [own_step(method.learning_rate) for method in methods.values]
+    if None not in own:
+        return Column(own, methods.which)
+    tied = np.flatnonzero(methods.spread([step is None for step in own]))
+    first, place = combinations(*(column.which[tied] for column in (methods, problems, stop)))
+    chosen = (column.each(tied[first]) for column in (methods, problems, stop))
+    found = [resolve(m.learning_rate, m.families, p, s) for m, p, s in zip(*chosen, strict=True)]
+    which = methods.which.copy()
+    which[tied] = len(own) + place
+    return Column(*Column([*own, *found], which).among(np.arange(which.size)))  # those in use
+
+
+def _function(method: FunctionMethod) -> Hashable:
+    """Return what lanes call for a method; None for a function of whole vectors."""
     return (method.function(), method.n_states) if method.is_elementwise else None
 
 
@@ -349,21 +394,18 @@ def _kept(statistics: tuple[str, ...]) -> int:
     return keep
 
 
-def _wanted(methods: IntArray, rules: IntArray, stops: IntArray, keep: int) -> IntArray:
-    """Return what the kernels compute at each iteration for the method, the step, the test and the rest."""
-    of_test = {
-        c.STOP_L1: c.WANT_L1, c.STOP_L2: c.WANT_SQUARE, c.STOP_LINF: c.WANT_LINF, c.STOP_GAP: c.WANT_GAP
-    }  # fmt: skip
-    want = np.full(methods.size, keep)
-    for condition, what in (
-        *((stops == stop, bit) for stop, bit in of_test.items()),
-        (rules == c.M_STAR, c.WANT_L1),
-        (np.isin(rules, (c.LEMMA, c.LINE_SEARCH)), c.WANT_DIRECTION),
-        (rules == c.LINE_SEARCH, c.WANT_DHD),
-        (methods == c.NORMALIZED, c.WANT_SQUARE),
-    ):
-        want[condition] |= what
-    # What the kernels read while they compute it.
-    want[(want & c.WANT_DIRECTION != 0) & (methods == c.GD)] |= c.WANT_LAMBDA_G
-    want[want & c.WANT_LAMBDA_G != 0] |= c.WANT_SQUARE
-    return want
+@functools.cache
+def _wanted(keep: int) -> IntArray:
+    """Return what the kernels compute at each iteration, by the codes of method, rule and test."""
+    table = np.empty((c.USER + 1, c.LINE_SEARCH + 1, c.STOP_GAP + 1), dtype=np.int64)
+    for method, rule, stop in np.ndindex(table.shape):
+        want = keep | _FOR_STOP[stop] | _FOR_RULE.get(rule, 0)
+        if method == c.NORMALIZED:
+            want |= c.WANT_SQUARE
+        # What they read while they compute it.
+        if want & c.WANT_DIRECTION and method == c.GD:
+            want |= c.WANT_LAMBDA_G
+        if want & c.WANT_LAMBDA_G:
+            want |= c.WANT_SQUARE
+        table[method, rule, stop] = want
+    return table

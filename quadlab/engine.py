@@ -63,15 +63,13 @@ def _addresses(method: Method) -> tuple[int, int]:
     )[:2]
 
 
-def _lowest(problem: BlockQuadratic, want: int) -> FloatArray:
-    """Return the smallest positive eigenvalue of each block, where it is needed."""
-    needed = want & c.WANT_DENOMINATOR
-    return np.array(curvature(problem).block_smallest_positive) if needed else np.zeros(problem.n_blocks)
+def _rows(vectors: list[FloatArray]) -> FloatArray:
+    """Return vectors of equal length as the rows of a matrix."""
+    return np.concatenate(vectors).reshape(len(vectors), -1)
 
 
-def _support(problem: BlockQuadratic, want: int) -> FloatArray:
-    """Return the diagonal of H, where it is needed."""
-    return np.array(problem.hessian_diagonal()) if want & c.WANT_DISPLACEMENT else np.zeros(0)
+def _lowest(problem: BlockQuadratic) -> FloatArray:
+    return curvature(problem).block_smallest_positive
 
 
 # -- the single path -----------------------------------------------------------------------------------------
@@ -202,7 +200,8 @@ def _iterate(
     d = np.empty(0 if method == c.GD else size)
     work = np.empty(size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) or method == c.USER else 0)
     q = np.zeros(c.N_QUANTITIES)
-    lowest, support = _lowest(job.problem, want), _support(job.problem, want)
+    lowest = np.array(_lowest(job.problem)) if want & c.WANT_DENOMINATOR else np.zeros(packed.kinds.size)
+    support = job.problem.hessian_diagonal() if want & c.WANT_DISPLACEMENT else np.zeros(0)
     team = _Team(packed, threads) if path == c.STREAM else _ALONE
     piece = max(16, PIECE // (packed.data.size + 8 * size))
     schedule = np.zeros(0)
@@ -404,22 +403,27 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     from quadlab.kernels import entry
 
     n = members.size
-    problems, hessians = batch.problems.each(members), batch.hessians[members]
+    hessians = batch.hessians[members]
     shared = bool((hessians == hessians[0]).all())
-    problem, method, step = problems[0], batch.methods.at(members[0]), batch.steps.at(members[0])
+    problem, method, step = (column.at(members[0]) for column in (batch.problems, batch.methods, batch.steps))
     packed = problem.packed()
     size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
     code = np.append(batch.codes[members[0]], shared)
     want = int(code[WANT])
     params, caps = batch.params[members], batch.caps[members]
-    anchored = code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0
-    own = problems[:1] if shared else problems
-    start = _rows([p.displacement for p in problems])
-    norms_of = _rows([p.packed().norms for p in own])
-    lowest_of = _rows([_lowest(p, want) for p in own])
-    support_of = _rows([_support(p, want) for p in own])
-    anchor_of = _rows([p.minimizer for p in problems]) if anchored else np.zeros((n, 0))
-    data_of = np.zeros((0, 0)) if shared else _rows([p.packed().data for p in problems])
+    problems, place = batch.problems.among(members)
+    start = _rows([p.displacement for p in problems])[place]
+    anchors = _rows([p.minimizer for p in problems])[place]
+    anchor_of = anchors if code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0 else np.zeros((n, 0))
+    if shared:
+        problems, place = [problem], np.zeros(1, dtype=np.int64)
+    norms_of = _rows([p.block_norms for p in problems])[place]
+    lowest_of, support_of = np.zeros((place.size, blocks)), np.zeros((place.size, 0))
+    if want & c.WANT_DENOMINATOR:
+        lowest_of = _rows([_lowest(p) for p in problems])[place]
+    if want & c.WANT_DISPLACEMENT:
+        support_of = _rows([p.hessian_diagonal() for p in problems])[place]
+    data_of = np.zeros((0, 0)) if shared else _rows([p.packed().data for p in problems])[place]
     schedule = np.zeros(0)
     if step.schedule is not None:
         longest = int(caps.max())
@@ -470,7 +474,8 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     relative = params[:, c.P_RELATIVE] != 0.0
     outcome.tolerances[:] = np.where(relative, params[:, c.P_RELATIVE] * first, params[:, c.P_TOLERANCE])
     outcome.peaks[:] = peaks.sum(axis=1)
-    outcome.points = [p.minimizer + end for p, end in zip(problems, points, strict=True)]
+    points += anchors
+    outcome.points = list(map(np.ndarray.copy, points))  # each of its own, not to keep all alive
     for w in range(active):
         k = int(owner[w])
         job = batch.job(members[k])
@@ -481,11 +486,6 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
         _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled))
         bar.update(1)
     return batch.runs(members, outcome)
-
-
-def _rows(vectors: list[FloatArray]) -> FloatArray:
-    """Return vectors of equal length as the rows of a matrix."""
-    return np.concatenate(vectors).reshape(len(vectors), -1)
 
 
 def _draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -174,13 +174,13 @@ def read_statistics(
 
 def read_quantities(wants: np.ndarray, rows: FloatArray) -> list[dict[str, float]]:
     """Return by name what the kernels measured at one iteration of each run."""
-    found: list[dict[str, float]] = [{}] * len(rows)
-    for want in np.unique(wants).tolist():
-        which = np.flatnonzero(wants == want)
-        names = [name for name, bit in _MEASURED.items() if want & bit]
-        table = np.stack([QUANTITIES[name](rows[which]) for name in names], axis=-1)
-        for k, row in zip(which.tolist(), table.tolist(), strict=True):
-            found[k] = dict(zip(names, row, strict=True))
+    found: list[dict[str, float]] = [{} for _ in rows]
+    bits = wants.tolist()
+    for name, bit in _MEASURED.items():
+        if any(want & bit for want in set(bits)):
+            for own, want, value in zip(found, bits, QUANTITIES[name](rows).tolist(), strict=True):
+                if want & bit:
+                    own[name] = value
     return found
 
 
@@ -269,15 +269,13 @@ class Run:
 
     @classmethod
     def from_columns(cls, **columns: Sequence[Any]) -> list[Run]:
-        """Return the runs with these attributes, lists of one entry a run; the others are at their default.
+        """Return the runs with these attributes, given as lists of one entry a run; the others as by default.
 
         What the constructor does, several times as fast.
         """
         runs: list[Run] = [object.__new__(cls) for _ in columns["problem"]]
         contents = list(map(vars, runs))
-        for attribute in fields(cls):
-            name = attribute.name
-            values = columns[name] if name in columns else [attribute.default] * len(runs)
+        for name, values in columns.items():
             for content, value in zip(contents, values, strict=True):
                 content[name] = value
         return runs

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quadlab._arrays import FloatArray, shown
-from quadlab.batch import WANT, Batch, columns
+from quadlab.batch import WANT, Batch, Column, columns
 from quadlab.curvature import curvature
 from quadlab.engine import MAX_LANE_HESSIAN as MAX_LANE_HESSIAN
 from quadlab.engine import MAX_LANES as MAX_LANES
@@ -102,16 +102,14 @@ def solve(
     """
     names = check_statistics(statistics)
     batch = Batch.make(
-        **columns(
-            problems=[problem],
-            methods=[method],
-            stop=[stop],
-            max_iterations=[max_iterations],
-            tail_gap_start=[tail_gap_start],
-            tail_displacement_start=[tail_displacement_start],
-            noise_seed=[noise_seed],
-        ),
-        statistics=names,
+        Column.one(problem),
+        Column.one(method),
+        Column.one(stop),
+        Column.one(max_iterations),
+        Column.one(tail_gap_start),
+        Column.one(tail_displacement_start),
+        Column.one(noise_seed),
+        names,
     )
     if closed_form:
         for name, value in (("record", record), ("callback", callback), ("resume", resume)):
@@ -203,12 +201,16 @@ def solve_many(
         tail_displacement_start=tail_displacement_start,
         noise_seed=noise_seed,
     )
+    if not arguments["problems"].which.size:
+        return []
     try:
         batch = Batch.make(**arguments, statistics=names)
     except ValueError:
         for k in range(arguments["problems"].which.size):  # which run is it
             try:
-                Batch.make(**{name: column.run(k) for name, column in arguments.items()}, statistics=names)
+                Batch.make(
+                    **{name: Column.one(column.at(k)) for name, column in arguments.items()}, statistics=names
+                )
             except ValueError as error:
                 raise ValueError(f"run {k}: {error}") from None
         raise

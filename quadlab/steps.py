@@ -180,28 +180,34 @@ class Step(NamedTuple):
     schedule: Schedule | None = None
 
 
-def of_problem(learning_rate: float | str | Schedule) -> bool:
-    """Whether a rule's numbers depend on the problem."""
-    return isinstance(learning_rate, str) and learning_rate in ("optimal", "m_star")
+def own_step(learning_rate: float | str | Schedule) -> Step | None:
+    """Return what a learning rate is on any problem; None for a rule whose numbers are the problem's."""
+    if isinstance(learning_rate, float):
+        return Step(codes.CONSTANT, learning_rate)
+    if isinstance(learning_rate, Schedule):
+        return Step(codes.SCHEDULE, schedule=learning_rate)
+    return None if learning_rate in ("optimal", "m_star") else Step(_CODES[learning_rate])
+
+
+def check_noise(learning_rate: float | str | Schedule) -> None:
+    """Raise ValueError for a rule that does not go with gradient noise."""
+    if isinstance(learning_rate, str) and learning_rate != "optimal":
+        raise ValueError(
+            f"learning_rate {learning_rate!r} needs the exact gradient, received a problem with noise: give "
+            "a number or a schedule"
+        )
 
 
 def resolve(
     learning_rate: float | str | Schedule, families: tuple[str, ...], problem: BlockQuadratic, stop: Stop
 ) -> Step:
     """Return the learning rate of a run on `problem` that ends by `stop`; ValueError if noise forbids it."""
-    if isinstance(learning_rate, Schedule):
-        return Step(codes.SCHEDULE, schedule=learning_rate)
-    if not isinstance(learning_rate, str):
-        return Step(codes.CONSTANT, rate=learning_rate)
-    if problem.is_noisy and learning_rate != "optimal":
-        raise ValueError(
-            f"learning_rate {learning_rate!r} needs the exact gradient, received a problem with noise: give "
-            "a number or a schedule"
-        )
-    if learning_rate == "optimal":
+    if problem.is_noisy:
+        check_noise(learning_rate)
+    step = own_step(learning_rate)
+    if step is None and learning_rate == "optimal":
         return Step(codes.CONSTANT, rate=_optimal(families, problem, stop))
-    m = curvature(problem).m_star_upper if learning_rate == "m_star" else 0.0
-    return Step(_CODES[learning_rate], m=m)
+    return step or Step(codes.M_STAR, m=curvature(problem).m_star_upper)
 
 
 def _optimal(families: tuple[str, ...], problem: BlockQuadratic, stop: Stop) -> float:

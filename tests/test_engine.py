@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 import time
 from dataclasses import replace
 from itertools import pairwise
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -753,6 +755,61 @@ def test_householder_and_mixed_storages_in_batches():
         runs = solve_many(large, method, L1, max_iterations=150, threads=2)
         for problem, run in zip(large, runs, strict=True):
             assert_same(run, replace(solve(problem, method, L1, max_iterations=150), state=None))
+
+
+def calls(function) -> int:
+    """Python and C functions called."""
+    count, before = 0, sys.getprofile()
+
+    def counted(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("own", ["start", "hessian"])
+@pytest.mark.parametrize("make", [GD, SignSGD, Adam, lambda rate: SignSGD("lambda_p")])
+def test_python_does_little_for_each_run_of_a_batch(make, own):
+    """What a method and a problem cost is paid once for each. Counted in calls: time depends on the load."""
+    problem = case("het", seed=0)
+
+    def batch(methods: int, problems: int, repeats: int):
+        rng = np.random.default_rng(0)
+        starts = rng.standard_normal((problems, problem.size))
+        others = [
+            case("het", seed=k) if own == "hessian" else problem.with_start(w) for k, w in enumerate(starts)
+        ]
+        chosen = [make(1e-6 * (k + 1)) for k in range(methods)]
+        n = repeats * max(methods, problems)
+        everything = [others[k % problems] for k in range(n)], [chosen[k % methods] for k in range(n)]
+        solve_many(*everything, L1, max_iterations=3, progress=False)  # what is kept with a problem
+        return lambda: solve_many(*everything, L1, max_iterations=3, progress=False)
+
+    # The difference of two batches, so that what a batch costs once is not counted.
+    assert calls(batch(512, 512, 1)) - calls(batch(256, 256, 1)) < 24 * 256
+    assert calls(batch(8, 7, 128)) - calls(batch(8, 7, 64)) < 2 * 8 * 64
+
+
+def test_a_run_that_is_kept_keeps_no_batch_alive():
+    runs = solve_many([case("het", seed=k) for k in range(40)], GD(1e-4), L1, max_iterations=30)
+    reached, left = [], [runs[7]]
+    while left:
+        item = left.pop()
+        if isinstance(item, np.ndarray) and item.base is not None:
+            left.append(item.base)
+        if any(item is other for other in reached) or isinstance(item, (type, ModuleType, FunctionType)):
+            continue
+        reached.append(item)
+        left += gc.get_referents(item)
+    arrays = [item for item in reached if isinstance(item, np.ndarray)]
+    assert runs[7].point.base is None and max(item.size for item in arrays) <= 9 * 9
+    assert sum(isinstance(item, (Run, BlockQuadratic)) for item in reached) == 2
 
 
 def test_one_for_all_and_lists():
