@@ -112,8 +112,9 @@ def solve(
         The seed of the gradient noise, where the problem has noise: the same seed gives all methods the same
         noise on the same problem.
     fused : bool
-        False makes every iteration on the general path, to compare: the numbers are the same, but runs on
-        blocks of up to three coordinates, and on diagonal ones, take several times as long.
+        False makes every iteration on the general path, from whole matrices, to compare: the numbers are
+        the same, but runs on blocks of up to three coordinates, and on diagonal ones, take several times as
+        long, and those on large dense blocks half as long again.
     closed_form : bool
         Find the count and the end without iterating, see `quadlab.closed_form`: for GD with a constant step,
         with momentum or without, and frozen Adam, stopped by the l2 norm (GD) or the gap. No trace and no
@@ -684,7 +685,7 @@ def _run_one(
     """Run on the single path from the state s to the end."""
     from quadlab.kernels import entry
 
-    packed = job.problem.packed()
+    packed = job.problem.packed_symmetric() if fused else job.problem.packed()
     size = job.problem.size
     kernel = entry.single()
     address = _addresses(job.method)[0]

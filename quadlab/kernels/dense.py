@@ -1,0 +1,228 @@
+r"""The product of a symmetric matrix from half of it, with the bits of the product from the whole.
+
+The order that all paths keep is :math:`y_i = ((0 + a_{i0} x_0) + a_{i1} x_1) + \dots`, one column after the
+other, no multiply-add contracted. Let the columns be cut into panels J. Sweep the panels in order, each from
+its diagonal tile downward: a tile :math:`A_{IJ}`, I below J, gives
+
+.. math:: y_I \leftarrow y_I + A_{IJ} x_J, \qquad y_J \leftarrow y_J + A_{IJ}^T x_I,
+
+columns, and rows, one after the other. Then :math:`y_K` gets the panels J < K while they are swept, its own
+diagonal tile, and the rows I > K: its terms in ascending order, the same sums to the bit. The upper half is
+never read. Half the bytes matter as soon as the matrices leave a level of the cache.
+
+**Storage** (`tiles`), panel by panel, in the order of the sweep: the diagonal tile; the rows below in groups
+of four, a group column after column; up to three more rows, each by itself. Panels have ``WIDE`` columns,
+at most one then ``NARROW``, the last columns are by themselves.
+
+LLVM's vectoriser does not find the transposed half. A panel is therefore written in LLVM's own vectors of
+four, `panel`; :math:`y_J` stays in registers throughout a panel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from quadlab.kernels.elements import outlined
+from quadlab.kernels.pointers import COMPILING
+
+WIDE, NARROW = 16, 8
+#: Smallest block that is stored so.
+MIN_SIZE = NARROW
+
+
+def tiles(matrix: np.ndarray) -> np.ndarray:
+    """Return the lower triangle of a symmetric matrix in the order of the sweep."""
+    size = len(matrix)
+    parts = []
+    low = 0
+    while low < size:
+        width = next(width for width in (WIDE, NARROW, 1) if low + width <= size)
+        panel = matrix[low:, low : low + width]
+        fours = width + (len(panel) - width) // 4 * 4 if width > 1 else width
+        parts += [panel[:width], panel[width:fours].reshape(-1, 4, width).swapaxes(1, 2), panel[fours:]]
+        low += width
+    return np.concatenate([part.ravel() for part in parts])
+
+
+DOUBLE, INDEX = ir.DoubleType(), ir.IntType(64)
+FOUR = ir.VectorType(DOUBLE, 4)
+
+
+def _constant(value: int) -> Any:
+    return ir.Constant(INDEX, value)
+
+
+class _Vectors:
+    """Loads, stores and moves of four doubles in LLVM's code."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def at(self, pointer: Any, index: Any) -> Any:
+        index = _constant(index) if isinstance(index, int) else index
+        return self.builder.gep(pointer, [index])
+
+    def one(self, pointer: Any, index: Any) -> Any:
+        return self.builder.load(self.at(pointer, index))
+
+    def load(self, pointer: Any, index: Any) -> Any:
+        address = self.builder.bitcast(self.at(pointer, index), FOUR.as_pointer())
+        return self.builder.load(address, align=8)
+
+    def store(self, vector: Any, pointer: Any, index: Any) -> None:
+        address = self.builder.bitcast(self.at(pointer, index), FOUR.as_pointer())
+        self.builder.store(vector, address, align=8)
+
+    def repeated(self, pointer: Any, index: Any) -> Any:
+        """Four times the one entry."""
+        none = ir.Constant(FOUR, ir.Undefined)
+        first = self.builder.insert_element(none, self.one(pointer, index), ir.Constant(ir.IntType(32), 0))
+        return self.chosen(first, none, 0, 0, 0, 0)
+
+    def chosen(self, a: Any, b: Any, *entries: int) -> Any:
+        """Entries of a (0 to 3) and b (4 to 7)."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), 4), list(entries))
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def transposed(self, a: Any, b: Any, c: Any, d: Any) -> list[Any]:
+        """Rows from columns."""
+        even_ab, odd_ab = self.chosen(a, b, 0, 4, 2, 6), self.chosen(a, b, 1, 5, 3, 7)
+        even_cd, odd_cd = self.chosen(c, d, 0, 4, 2, 6), self.chosen(c, d, 1, 5, 3, 7)
+        low, high = (0, 1, 4, 5), (2, 3, 6, 7)
+        return [
+            self.chosen(even_ab, even_cd, *low),
+            self.chosen(odd_ab, odd_cd, *low),
+            self.chosen(even_ab, even_cd, *high),
+            self.chosen(odd_ab, odd_cd, *high),
+        ]
+
+    def add_product(self, total: Any, a: Any, b: Any) -> Any:
+        """total + a b, rounded twice."""
+        return self.builder.fadd(total, self.builder.fmul(a, b))
+
+
+def _panel(width: int) -> Any:
+    """Return the compiled sweep of one panel: ``at = panel(data, at, x, y, low)``."""
+    if not COMPILING:
+        return lambda data, at, x, y, low: _plain_panel(width, data, at, x, y, low)
+
+    @intrinsic
+    def panel(typingctx, data, at, x, y, low):
+        """Add the terms of a panel of columns to y; return where the next one begins in ``data``."""
+
+        def codegen(context, builder, signature, arguments):
+            arrays = [
+                context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2, 3)
+            ]
+            start, low = arguments[1], arguments[4]
+            v = _Vectors(builder)
+            tile = v.at(arrays[0].data, start)
+            x, y = (array.data for array in arrays[1:])
+            x_panel, y_panel = v.at(x, low), v.at(y, low)
+            quarters = range(width // 4)
+
+            # The diagonal tile: column after column.
+            sums = [v.load(y_panel, 4 * k) for k in quarters]
+            for j in range(width):
+                factor = v.repeated(x_panel, j)
+                sums = [v.add_product(sums[k], v.load(tile, width * j + 4 * k), factor) for k in quarters]
+            kept = [cgutils.alloca_once_value(builder, total) for total in sums]  # become registers
+            tile = v.at(tile, width * width)
+
+            # Rows below in groups of four.
+            begin = builder.add(low, _constant(width))
+            rows = builder.sub(cgutils.unpack_tuple(builder, arrays[1].shape)[0], begin)
+            groups = builder.ashr(rows, _constant(2))
+            with cgutils.for_range(builder, groups) as loop:
+                group = v.at(tile, builder.mul(loop.index, _constant(4 * width)))
+                i = builder.add(begin, builder.shl(loop.index, _constant(2)))
+                factors = [v.repeated(v.at(x, i), r) for r in range(4)]
+                below = v.load(y, i)
+                for k in quarters:
+                    columns = [v.load(group, 16 * k + 4 * j) for j in range(4)]
+                    for j in range(4):
+                        below = v.add_product(below, columns[j], v.repeated(x_panel, 4 * k + j))
+                    total = builder.load(kept[k])
+                    for row, factor in zip(v.transposed(*columns), factors, strict=True):
+                        total = v.add_product(total, row, factor)
+                    builder.store(total, kept[k])
+                v.store(below, y, i)
+            done = builder.shl(groups, _constant(2))
+            tile = v.at(tile, builder.mul(done, _constant(width)))
+
+            # The rows left.
+            left = builder.sub(rows, done)
+            with cgutils.for_range(builder, left) as loop:
+                row = v.at(tile, builder.mul(loop.index, _constant(width)))
+                i = builder.add(builder.add(begin, done), loop.index)
+                factor = v.repeated(x, i)
+                below = v.one(y, i)
+                for k in quarters:
+                    total = v.add_product(builder.load(kept[k]), v.load(row, 4 * k), factor)
+                    builder.store(total, kept[k])
+                for j in range(width):
+                    below = v.add_product(below, v.one(row, j), v.one(x_panel, j))
+                builder.store(below, v.at(y, i))
+            for k in quarters:
+                v.store(builder.load(kept[k]), y_panel, 4 * k)
+            entries = builder.mul(builder.add(rows, _constant(width)), _constant(width))
+            return builder.add(start, entries)
+
+        return types.int64(data, at, x, y, low), codegen
+
+    return panel
+
+
+def _plain_panel(width: int, data: Any, at: int, x: Any, y: Any, low: int) -> int:
+    """Sweep a panel without a compiler."""
+    for j in range(width):
+        for i in range(width):
+            y[low + i] += data[at] * x[low + j]
+            at += 1
+    row = low + width
+    while row < x.size:
+        rows = 4 if row + 4 <= x.size else 1
+        tile = data[at : at + rows * width].reshape(width, rows)
+        for j in range(width):
+            for i in range(rows):
+                y[row + i] += tile[j, i] * x[low + j]
+        for i in range(rows):
+            for j in range(width):
+                y[low + j] += tile[j, i] * x[row + i]
+        at += rows * width
+        row += rows
+    return at
+
+
+wide_panel, narrow_panel = _panel(WIDE), _panel(NARROW)
+
+
+@outlined
+def symmetric_product(data, x, out):
+    """Write H x of one dense block from its `tiles`: the terms of each sum in ascending order."""
+    size = x.size
+    for i in range(size):
+        out[i] = 0.0
+    at = 0
+    low = 0
+    while low + WIDE <= size:
+        at = wide_panel(data, at, x, out, low)
+        low += WIDE
+    if low + NARROW <= size:
+        at = narrow_panel(data, at, x, out, low)
+        low += NARROW
+    while low < size:
+        total = out[low] + data[at] * x[low]
+        at += 1
+        for i in range(low + 1, size):
+            out[i] += data[at] * x[low]
+            total += data[at] * x[i]
+            at += 1
+        out[low] = total
+        low += 1
