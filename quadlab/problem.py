@@ -877,7 +877,7 @@ class BlockQuadratic(Content):
                     for block, half in zip(self.blocks, halved, strict=True)
                 ]
                 packed = packed._replace(
-                    kinds=_fixed(np.where(halved, SYMMETRIC, packed.kinds)),
+                    kinds=_fixed(np.where(halved, SYMMETRIC, packed.kinds).tolist()),
                     data_offsets=_fixed([0, *np.cumsum([part.size for part in parts])]),
                     data=self._joined(parts),
                 )

@@ -23,17 +23,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from quadlab.kernels.elements import outlined
 from quadlab.kernels.pointers import COMPILING
+from quadlab.kernels.vectors import Vectors, constant, transposed
 
 WIDE, NARROW = 16, 8
 #: Smallest block that is stored so.
 MIN_SIZE = NARROW
+#: Entries between what is read and what is called for: a page, where the processor's own prefetching stops.
+AHEAD = 512
 
 
 def tiles(matrix: np.ndarray) -> np.ndarray:
@@ -50,63 +52,6 @@ def tiles(matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([part.ravel() for part in parts])
 
 
-DOUBLE, INDEX = ir.DoubleType(), ir.IntType(64)
-FOUR = ir.VectorType(DOUBLE, 4)
-
-
-def _constant(value: int) -> Any:
-    return ir.Constant(INDEX, value)
-
-
-class _Vectors:
-    """Loads, stores and moves of four doubles in LLVM's code."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-
-    def at(self, pointer: Any, index: Any) -> Any:
-        index = _constant(index) if isinstance(index, int) else index
-        return self.builder.gep(pointer, [index])
-
-    def one(self, pointer: Any, index: Any) -> Any:
-        return self.builder.load(self.at(pointer, index))
-
-    def load(self, pointer: Any, index: Any) -> Any:
-        address = self.builder.bitcast(self.at(pointer, index), FOUR.as_pointer())
-        return self.builder.load(address, align=8)
-
-    def store(self, vector: Any, pointer: Any, index: Any) -> None:
-        address = self.builder.bitcast(self.at(pointer, index), FOUR.as_pointer())
-        self.builder.store(vector, address, align=8)
-
-    def repeated(self, pointer: Any, index: Any) -> Any:
-        """Four times the one entry."""
-        none = ir.Constant(FOUR, ir.Undefined)
-        first = self.builder.insert_element(none, self.one(pointer, index), ir.Constant(ir.IntType(32), 0))
-        return self.chosen(first, none, 0, 0, 0, 0)
-
-    def chosen(self, a: Any, b: Any, *entries: int) -> Any:
-        """Entries of a (0 to 3) and b (4 to 7)."""
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), 4), list(entries))
-        return self.builder.shuffle_vector(a, b, mask)
-
-    def transposed(self, a: Any, b: Any, c: Any, d: Any) -> list[Any]:
-        """Rows from columns."""
-        even_ab, odd_ab = self.chosen(a, b, 0, 4, 2, 6), self.chosen(a, b, 1, 5, 3, 7)
-        even_cd, odd_cd = self.chosen(c, d, 0, 4, 2, 6), self.chosen(c, d, 1, 5, 3, 7)
-        low, high = (0, 1, 4, 5), (2, 3, 6, 7)
-        return [
-            self.chosen(even_ab, even_cd, *low),
-            self.chosen(odd_ab, odd_cd, *low),
-            self.chosen(even_ab, even_cd, *high),
-            self.chosen(odd_ab, odd_cd, *high),
-        ]
-
-    def add_product(self, total: Any, a: Any, b: Any) -> Any:
-        """total + a b, rounded twice."""
-        return self.builder.fadd(total, self.builder.fmul(a, b))
-
-
 def _panel(width: int) -> Any:
     """Return the compiled sweep of one panel: ``at = panel(data, at, x, y, low)``."""
     if not COMPILING:
@@ -121,7 +66,7 @@ def _panel(width: int) -> Any:
                 context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2, 3)
             ]
             start, low = arguments[1], arguments[4]
-            v = _Vectors(builder)
+            v = Vectors(builder, 4)
             tile = v.at(arrays[0].data, start)
             x, y = (array.data for array in arrays[1:])
             x_panel, y_panel = v.at(x, low), v.at(y, low)
@@ -132,16 +77,18 @@ def _panel(width: int) -> Any:
             for j in range(width):
                 factor = v.repeated(x_panel, j)
                 sums = [v.add_product(sums[k], v.load(tile, width * j + 4 * k), factor) for k in quarters]
-            kept = [cgutils.alloca_once_value(builder, total) for total in sums]  # become registers
+            kept = [cgutils.alloca_once_value(builder, total) for total in sums]  # LLVM makes them registers
             tile = v.at(tile, width * width)
 
             # Rows below in groups of four.
-            begin = builder.add(low, _constant(width))
+            begin = builder.add(low, constant(width))
             rows = builder.sub(cgutils.unpack_tuple(builder, arrays[1].shape)[0], begin)
-            groups = builder.ashr(rows, _constant(2))
+            groups = builder.ashr(rows, constant(2))
             with cgutils.for_range(builder, groups) as loop:
-                group = v.at(tile, builder.mul(loop.index, _constant(4 * width)))
-                i = builder.add(begin, builder.shl(loop.index, _constant(2)))
+                group = v.at(tile, builder.mul(loop.index, constant(4 * width)))
+                i = builder.add(begin, builder.shl(loop.index, constant(2)))
+                for entry in range(0, 4 * width, 8):
+                    v.prefetch(group, entry + AHEAD)
                 factors = [v.repeated(v.at(x, i), r) for r in range(4)]
                 below = v.load(y, i)
                 for k in quarters:
@@ -149,17 +96,17 @@ def _panel(width: int) -> Any:
                     for j in range(4):
                         below = v.add_product(below, columns[j], v.repeated(x_panel, 4 * k + j))
                     total = builder.load(kept[k])
-                    for row, factor in zip(v.transposed(*columns), factors, strict=True):
+                    for row, factor in zip(transposed(v, *columns), factors, strict=True):
                         total = v.add_product(total, row, factor)
                     builder.store(total, kept[k])
                 v.store(below, y, i)
-            done = builder.shl(groups, _constant(2))
-            tile = v.at(tile, builder.mul(done, _constant(width)))
+            done = builder.shl(groups, constant(2))
+            tile = v.at(tile, builder.mul(done, constant(width)))
 
             # The rows left.
             left = builder.sub(rows, done)
             with cgutils.for_range(builder, left) as loop:
-                row = v.at(tile, builder.mul(loop.index, _constant(width)))
+                row = v.at(tile, builder.mul(loop.index, constant(width)))
                 i = builder.add(builder.add(begin, done), loop.index)
                 factor = v.repeated(x, i)
                 below = v.one(y, i)
@@ -171,7 +118,7 @@ def _panel(width: int) -> Any:
                 builder.store(below, v.at(y, i))
             for k in quarters:
                 v.store(builder.load(kept[k]), y_panel, 4 * k)
-            entries = builder.mul(builder.add(rows, _constant(width)), _constant(width))
+            entries = builder.mul(builder.add(rows, constant(width)), constant(width))
             return builder.add(start, entries)
 
         return types.int64(data, at, x, y, low), codegen

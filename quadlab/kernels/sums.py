@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -17,6 +16,7 @@ from numba.extending import intrinsic
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import inline, outlined, sign
 from quadlab.kernels.pointers import COMPILING
+from quadlab.kernels.vectors import Vectors, constant
 
 TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
 
@@ -31,27 +31,14 @@ def term(kind, a, b):
     return sign(a) * b
 
 
-INDEX = ir.IntType(64)
-STRIPES = ir.VectorType(ir.DoubleType(), c.STRIPES)
-BITS = ir.VectorType(INDEX, c.STRIPES)
+VECTOR_TERMS: dict[int, Callable[[Vectors, Any, Any], Any]] = {
+    TERM_ABSOLUTE: lambda v, a, b: v.absolute(a),
+    TERM_PRODUCT: lambda v, a, b: v.builder.fmul(a, b),
+    TERM_SIGN: lambda v, a, b: v.builder.fmul(v.sign(a), b),
+}
 
 
-def _absolute(builder: Any, a: Any, b: Any) -> Any:
-    without_sign = ir.Constant(BITS, [(1 << 63) - 1] * c.STRIPES)
-    return builder.bitcast(builder.and_(builder.bitcast(a, BITS), without_sign), STRIPES)
-
-
-def _product(builder: Any, a: Any, b: Any) -> Any:
-    return builder.fmul(a, b)
-
-
-def _signed(builder: Any, a: Any, b: Any) -> Any:
-    zeros, ones = (ir.Constant(STRIPES, [value] * c.STRIPES) for value in (0.0, 1.0))
-    above, below = (builder.select(builder.fcmp_ordered(op, a, zeros), ones, zeros) for op in (">", "<"))
-    return builder.fmul(builder.fsub(above, below), b)
-
-
-def _stripes(kind: int, vector_term: Callable[[Any, Any, Any], Any]) -> Any:
+def _stripes(kind: int) -> Any:
     """Return the compiled ``stripes(a, b, begin, end)``: the eight sums of whole eights."""
     if not COMPILING:
         return lambda a, b, begin, end: _plain_stripes(kind, a, b, begin, end)
@@ -61,22 +48,18 @@ def _stripes(kind: int, vector_term: Callable[[Any, Any, Any], Any]) -> Any:
         """Sum the terms of coordinates equal modulo eight, from begin in whole eights."""
 
         def codegen(context, builder, signature, arguments):
+            v = Vectors(builder, c.STRIPES)
+            a, b = (
+                context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in range(2)
+            )
             begin, end = arguments[2:]
-            eight = ir.Constant(INDEX, c.STRIPES)
-            sums = cgutils.alloca_once_value(builder, ir.Constant(STRIPES, [0.0] * c.STRIPES))
+            eight = constant(c.STRIPES)
+            sums = cgutils.alloca_once_value(builder, v.filled(0.0))
             with cgutils.for_range(builder, builder.sdiv(builder.sub(end, begin), eight)) as loop:
                 i = builder.add(begin, builder.mul(loop.index, eight))
-                loaded = []
-                for k in range(2):
-                    data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
-                    address = builder.bitcast(builder.gep(data, [i]), STRIPES.as_pointer())
-                    loaded.append(builder.load(address, align=8))
-                terms = vector_term(builder, *loaded)
+                terms = VECTOR_TERMS[kind](v, v.load(a, i), v.load(b, i))
                 builder.store(builder.fadd(builder.load(sums), terms), sums)
-            whole = builder.load(sums)
-            places = (ir.Constant(ir.IntType(32), k) for k in range(c.STRIPES))
-            entries = [builder.extract_element(whole, place) for place in places]
-            return context.make_tuple(builder, signature.return_type, entries)
+            return context.make_tuple(builder, signature.return_type, v.entries(builder.load(sums)))
 
         return types.UniTuple(types.float64, c.STRIPES)(a, b, begin, end), codegen
 
@@ -91,9 +74,9 @@ def _plain_stripes(kind: int, a: Any, b: Any, begin: int, end: int) -> tuple[flo
     return tuple(sums)
 
 
-def _sums(kind: int, vector_term: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
+def _sums(kind: int) -> tuple[Any, Any]:
     """Return the sum over one block, ``(a, b, low, high)``, and over all, ``(offsets, a, b)``."""
-    stripes = _stripes(kind, vector_term)
+    stripes = _stripes(kind)
 
     @inline
     def block_sum(a, b, low, high):
@@ -134,9 +117,9 @@ def _sums(kind: int, vector_term: Callable[[Any, Any, Any], Any]) -> tuple[Any, 
     return block_sum, total_sum
 
 
-absolute_block_sum, absolute_sum = _sums(TERM_ABSOLUTE, _absolute)
-product_block_sum, product_sum = _sums(TERM_PRODUCT, _product)
-sign_sum = _sums(TERM_SIGN, _signed)[1]
+absolute_block_sum, absolute_sum = _sums(TERM_ABSOLUTE)
+product_block_sum, product_sum = _sums(TERM_PRODUCT)
+sign_sum = _sums(TERM_SIGN)[1]
 
 
 @outlined
