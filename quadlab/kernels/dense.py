@@ -15,11 +15,16 @@ of four, a group column after column; up to three more rows, each by itself. Pan
 at most one then ``NARROW``, the last columns are by themselves.
 
 LLVM's vectoriser does not find the transposed half. A panel is therefore written in LLVM's own vectors of
-four, `panel`; :math:`y_J` stays in registers throughout a panel.
+four; :math:`y_J` stays in registers throughout a panel.
+
+**Four blocks of one size** at once, each entry of a vector a block (`fourfold`): nothing is transposed, and
+the panels are four columns wide. Their storage is the four lower triangles, entry by entry; panel by panel,
+and row by row from the diagonal down. x and y are brought into that order, and back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +39,9 @@ from quadlab.kernels.vectors import Vectors, constant, transposed
 WIDE, NARROW = 16, 8
 #: Smallest block that is stored so.
 MIN_SIZE = NARROW
-#: Entries between what is read and what is called for: a page, where the processor's own prefetching stops.
-AHEAD = 512
+#: Blocks of this size are called for ahead of their use, by so many entries: a page, where the processor's
+#: own prefetching stops.
+LARGE, AHEAD = 256, 512
 
 
 def tiles(matrix: np.ndarray) -> np.ndarray:
@@ -82,13 +88,16 @@ def _panel(width: int) -> Any:
 
             # Rows below in groups of four.
             begin = builder.add(low, constant(width))
-            rows = builder.sub(cgutils.unpack_tuple(builder, arrays[1].shape)[0], begin)
+            size = cgutils.unpack_tuple(builder, arrays[1].shape)[0]
+            is_large = builder.icmp_signed(">=", size, constant(LARGE))
+            rows = builder.sub(size, begin)
             groups = builder.ashr(rows, constant(2))
             with cgutils.for_range(builder, groups) as loop:
                 group = v.at(tile, builder.mul(loop.index, constant(4 * width)))
                 i = builder.add(begin, builder.shl(loop.index, constant(2)))
-                for entry in range(0, 4 * width, 8):
-                    v.prefetch(group, entry + AHEAD)
+                with builder.if_then(is_large, likely=False):
+                    for entry in range(0, 4 * width, 8):
+                        v.prefetch(group, entry + AHEAD)
                 factors = [v.repeated(v.at(x, i), r) for r in range(4)]
                 below = v.load(y, i)
                 for k in quarters:
@@ -173,3 +182,118 @@ def symmetric_product(data, x, out):
             at += 1
         out[low] = total
         low += 1
+
+
+def fourfold(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the lower triangles of four symmetric matrices of one size, entry by entry."""
+    size = len(matrices[0])
+    parts = []
+    low = 0
+    while low < size:
+        width = 4 if low + 4 <= size else 1
+        panel = np.stack([matrix[low:, low : low + width] for matrix in matrices], axis=-1)
+        parts += [panel[row, : row + 1] for row in range(width)]
+        parts.append(panel[width:])
+        low += width
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def _fourfold_panel(width: int) -> Any:
+    """Return the compiled sweep of a panel of four blocks: ``at = panel(data, at, x, y, low, size)``."""
+    if not COMPILING:
+        return lambda data, at, x, y, low, size: _plain_fourfold_panel(width, data, at, x, y, low, size)
+
+    @intrinsic
+    def panel(typingctx, data, at, x, y, low, size):
+        """Add the terms of a panel of columns to y; return where the next one begins in ``data``."""
+
+        def codegen(context, builder, signature, arguments):
+            data, x, y = (
+                context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 2, 3)
+            )
+            start, low, size = arguments[1], arguments[4], arguments[5]
+            v = Vectors(builder, 4)
+            columns = range(width)
+
+            def begin_of(index):
+                return builder.shl(index, constant(2))
+
+            entries = v.at(data, start)
+            x_panel, y_panel = v.at(x, begin_of(low)), v.at(y, begin_of(low))
+            factors = [v.load(x_panel, 4 * j) for j in columns]
+            sums = [v.load(y_panel, 4 * j) for j in columns]
+            triangle = {}
+            for i in columns:
+                for j in range(i + 1):
+                    triangle[i, j] = triangle[j, i] = v.load(entries, 4 * (i * (i + 1) // 2 + j))
+            for j in columns:
+                sums = [v.add_product(sums[i], triangle[i, j], factors[j]) for i in columns]
+            kept = [cgutils.alloca_once_value(builder, total) for total in sums]
+            entries = v.at(entries, 2 * width * (width + 1))
+            begin = builder.add(low, constant(width))
+            rows = builder.sub(size, begin)
+            is_large = builder.icmp_signed(">=", size, constant(LARGE))
+            with cgutils.for_range(builder, rows) as loop:
+                row = v.at(entries, builder.mul(loop.index, constant(4 * width)))
+                i = begin_of(builder.add(begin, loop.index))
+                with builder.if_then(is_large, likely=False):
+                    for entry in range(0, 4 * width, 8):
+                        v.prefetch(row, entry + AHEAD)
+                factor, below = v.load(x, i), v.load(y, i)
+                for j in columns:
+                    entry = v.load(row, 4 * j)
+                    below = v.add_product(below, entry, factors[j])
+                    builder.store(v.add_product(builder.load(kept[j]), entry, factor), kept[j])
+                v.store(below, y, i)
+            for j in columns:
+                v.store(builder.load(kept[j]), y_panel, 4 * j)
+            count = builder.add(builder.mul(rows, constant(4 * width)), constant(2 * width * (width + 1)))
+            return builder.add(start, count)
+
+        return types.int64(data, at, x, y, low, size), codegen
+
+    return panel
+
+
+def _plain_fourfold_panel(width: int, data: Any, at: int, x: Any, y: Any, low: int, size: int) -> int:
+    """Sweep a panel of four blocks without a compiler."""
+    panel = range(low, low + width)
+    diagonal = {}
+    for i in panel:
+        for j in range(low, i + 1):
+            diagonal[i, j] = diagonal[j, i] = data[at : at + 4]
+            at += 4
+    for j in panel:
+        for i in panel:
+            y[i] += diagonal[i, j] * x[j]
+    for i in range(low + width, size):
+        for j in panel:
+            y[i] += data[at : at + 4] * x[j]
+            y[j] += data[at : at + 4] * x[i]
+            at += 4
+    return at
+
+
+four_columns, one_column = _fourfold_panel(4), _fourfold_panel(1)
+
+
+@outlined
+def fourfold_product(data, x, out):
+    """Write H x of four dense blocks of one size from their `fourfold` storage."""
+    size = x.size // 4
+    factors, sums = np.empty((size, 4)), np.zeros((size, 4))
+    x0, x1, x2, x3 = x[:size], x[size : 2 * size], x[2 * size : 3 * size], x[3 * size :]
+    for i in range(size):
+        factors[i, 0], factors[i, 1], factors[i, 2], factors[i, 3] = x0[i], x1[i], x2[i], x3[i]
+    at = 0
+    low = 0
+    while low < size:
+        if low + 4 <= size:
+            at = four_columns(data, at, factors, sums, low, size)
+            low += 4
+        else:
+            at = one_column(data, at, factors, sums, low, size)
+            low += 1
+    y0, y1, y2, y3 = out[:size], out[size : 2 * size], out[2 * size : 3 * size], out[3 * size :]
+    for i in range(size):
+        y0[i], y1[i], y2[i], y3[i] = sums[i, 0], sums[i, 1], sums[i, 2], sums[i, 3]

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from quadlab.kernels import codes as c
-from quadlab.kernels.dense import symmetric_product
+from quadlab.kernels.dense import fourfold_product, symmetric_product
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 from quadlab.kernels.pointers import single_function_at
 from quadlab.kernels.stream import advance_stream
@@ -68,8 +68,13 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
         low, high = offsets[block], offsets[block + 1]
         size = high - low
         at = data_offsets[block]
+        end = data_offsets[block + 1]
         if kinds[block] == c.SYMMETRIC:
-            symmetric_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high])
+            symmetric_product(data[at:end], x[low:high], out[low:high])
+        elif kinds[block] == c.FOURFOLD:
+            if end > at:  # the first of four, with the data of all
+                high = offsets[block + 4]
+                fourfold_product(data[at:end], x[low:high], out[low:high])
         elif kinds[block] == c.DENSE:
             if size >= 8:
                 dense_product(data[at : at + size * size], x[low:high], out[low:high])
