@@ -114,7 +114,7 @@ def solve(
     fused : bool
         False makes every iteration on the general path, from whole matrices, to compare: the numbers are
         the same, but runs on blocks of up to three coordinates, and on diagonal ones, take several times as
-        long, and those on large dense blocks half as long again.
+        long, and those on larger dense blocks up to twice as long.
     closed_form : bool
         Find the count and the end without iterating, see `quadlab.closed_form`: for GD with a constant step,
         with momentum or without, and frozen Adam, stopped by the l2 norm (GD) or the gap. No trace and no

@@ -51,9 +51,11 @@ def tiles(matrix: np.ndarray) -> np.ndarray:
     low = 0
     while low < size:
         width = next(width for width in (WIDE, NARROW, 1) if low + width <= size)
-        panel = matrix[low:, low : low + width]
-        fours = width + (len(panel) - width) // 4 * 4 if width > 1 else width
-        parts += [panel[:width], panel[width:fours].reshape(-1, 4, width).swapaxes(1, 2), panel[fours:]]
+        # Rows of the upper half are columns of the lower, and lie together in memory.
+        panel = matrix[low : low + width, low:]
+        fours = width + (size - low - width) // 4 * 4 if width > 1 else width
+        groups = panel[:, width:fours].reshape(width, -1, 4).swapaxes(0, 1)
+        parts += [panel[:, :width], groups, panel[:, fours:].T]
         low += width
     return np.concatenate([part.ravel() for part in parts])
 
