@@ -872,7 +872,8 @@ class BlockQuadratic(Content):
 
             packed, blocks = self.packed(), self.blocks
             sizes = [block.size if isinstance(block, DenseBlock) else 0 for block in blocks]
-            kinds, parts = [], []
+            kinds: list[int] = []
+            parts: list[FloatArray] = []
             while len(kinds) < len(blocks) and max(sizes) >= MIN_SIZE:
                 b = len(kinds)
                 size = sizes[b]

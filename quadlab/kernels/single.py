@@ -68,14 +68,7 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
         low, high = offsets[block], offsets[block + 1]
         size = high - low
         at = data_offsets[block]
-        end = data_offsets[block + 1]
-        if kinds[block] == c.SYMMETRIC:
-            symmetric_product(data[at:end], x[low:high], out[low:high])
-        elif kinds[block] == c.FOURFOLD:
-            if end > at:  # the first of four, with the data of all
-                high = offsets[block + 4]
-                fourfold_product(data[at:end], x[low:high], out[low:high])
-        elif kinds[block] == c.DENSE:
+        if kinds[block] == c.DENSE:
             if size >= 8:
                 dense_product(data[at : at + size * size], x[low:high], out[low:high])
                 continue
@@ -88,6 +81,12 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
             h, y, z = data[at : at + size], x[low:high], out[low:high]
             for i in range(size):
                 z[i] = h[i] * y[i]
+        elif kinds[block] == c.SYMMETRIC:
+            symmetric_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high])
+        elif kinds[block] == c.FOURFOLD:
+            if data_offsets[block + 1] > at:  # the first of four, with the data of all
+                high = offsets[block + 4]
+                fourfold_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high])
         else:
             for i in range(size):
                 out[low + i] = x[low + i]
