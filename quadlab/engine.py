@@ -189,7 +189,7 @@ def _iterate(
     """Run on the single path from the state s to the end; return the status and the last quantities."""
     from quadlab.kernels import entry
 
-    packed = job.problem.packed()
+    packed = job.problem.packed_symmetric() if fused else job.problem.packed()
     size = job.problem.size
     kernel = entry.single()
     address = _addresses(job.method)[0]

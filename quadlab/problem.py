@@ -54,6 +54,7 @@ from quadlab.bases import (
     reflect,
     unit_reflectors,
 )
+from quadlab.kernels.codes import FOURFOLD, SYMMETRIC
 from quadlab.noise import NoiseStream, check_law
 from quadlab.spectra import Listed, Spectrum, as_spectrum, check_eigenvalues
 
@@ -385,7 +386,7 @@ class PackedHessian(NamedTuple):
     Attributes
     ----------
     kinds : ndarray of shape (B,), int64
-        0 dense, 1 diagonal, 2 Householder.
+        0 dense, 1 diagonal, 2 Householder; 3 and 4 dense, half of it stored.
     offsets : ndarray of shape (B + 1,), int64
         Block b holds the coordinates offsets[b] to offsets[b+1].
     data_offsets : ndarray of shape (B + 1,), int64
@@ -401,8 +402,9 @@ class PackedHessian(NamedTuple):
     norms : ndarray of shape (B,), float64
         ||H_b||_2.
     data : ndarray, float64
-        Dense: the matrix, row-major; diagonal: the diagonal; Householder: the eigenvalues, then the
-        reflectors row by row.
+        Dense: the matrix, row-major; half of it, see `quadlab.kernels.dense` (kind 4: that of four blocks,
+        with the first of them); diagonal: the diagonal; Householder: the eigenvalues, then the reflectors row
+        by row.
     """
 
     kinds: np.ndarray
@@ -759,8 +761,9 @@ class BlockQuadratic(Content):
     def _with(self, **changes: Any) -> BlockQuadratic:
         names = ("start", "minimizer", "noise", "name", "noise_law")
         kept = {name: getattr(self, name) for name in names}
-        # These two follow from the blocks alone.
-        cache = {key: value for key, value in self.cache.items() if key in ("packed", "curvature")}
+        # These follow from the blocks alone.
+        shared = ("packed", "packed_symmetric", "curvature")
+        cache = {key: value for key, value in self.cache.items() if key in shared}
         return BlockQuadratic(self.blocks, **{**kept, **changes}, cache=cache)
 
     def with_start(self, w: Any) -> BlockQuadratic:
@@ -858,6 +861,38 @@ class BlockQuadratic(Content):
                 data=self._joined(parts),
             )
         return self.cache["packed"]
+
+    def packed_symmetric(self) -> PackedHessian:
+        """Return the same for a single run: half of each dense matrix, in the order of its product.
+
+        Made once; `packed` itself where no dense block is large enough.
+        """
+        if "packed_symmetric" not in self.cache:
+            from quadlab.kernels.dense import MIN_SIZE, fourfold, tiles
+
+            packed, blocks = self.packed(), self.blocks
+            sizes = [block.size if isinstance(block, DenseBlock) else 0 for block in blocks]
+            kinds: list[int] = []
+            parts: list[FloatArray] = []
+            while len(kinds) < len(blocks) and max(sizes) >= MIN_SIZE:
+                b = len(kinds)
+                size = sizes[b]
+                if size < MIN_SIZE:
+                    kinds.append(blocks[b].kind)
+                    parts.append(blocks[b].packed())
+                elif sizes[b : b + 4] == [size] * 4:
+                    kinds += [FOURFOLD] * 4
+                    parts += [fourfold([block.to_dense() for block in blocks[b : b + 4]]), *[np.empty(0)] * 3]
+                else:
+                    kinds.append(SYMMETRIC)
+                    parts.append(tiles(blocks[b].to_dense()))
+            if parts:
+                data_offsets = _fixed([0, *np.cumsum([part.size for part in parts])])
+                packed = packed._replace(
+                    kinds=_fixed(kinds), data_offsets=data_offsets, data=self._joined(parts)
+                )
+            self.cache["packed_symmetric"] = packed
+        return self.cache["packed_symmetric"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the problem to one file, without pickle; `load` gives the same bits back.

@@ -70,8 +70,9 @@ def solve(
         The seed of the gradient noise, where the problem has noise: the same seed gives all methods the same
         noise on the same problem.
     fused : bool
-        False makes every iteration on the general path, to compare: the numbers are the same, but runs on
-        blocks of up to three coordinates, and on diagonal ones, take several times as long.
+        False makes every iteration on the general path, from whole matrices, to compare: the numbers are
+        the same, but runs on blocks of up to three coordinates, and on diagonal ones, take several times as
+        long, and those on larger dense blocks up to twice as long.
     threads : int >= 1
         Python threads that share the coordinates of a diagonal problem of 65,536 or more (one with blocks of
         256 or more in the mean); the numbers do not depend on it.

@@ -30,6 +30,7 @@ HOME_OF = {
     "sklearn": {"bridge"},
     "transformers": {"bridge"},
     "numba": {"kernels"},
+    "llvmlite": {"kernels"},
     "matplotlib": {"bridge", "figures"},
     "dask": {"sweep"},
     "pandas": {"sweep"},

@@ -174,6 +174,7 @@ SHAPES = {
     "diagonal": ((7, "axis"), (2, "axis")),
     "householder": ((9, "householder"), (17, "householder")),
     "mixed": ((2, "haar"), (11, "axis"), (5, "householder"), (8, "haar")),
+    "five-dense": ((9, "haar"),) * 5,
 }
 
 

@@ -12,8 +12,8 @@ Three index spaces hold the numbers of one run:
 
 from __future__ import annotations
 
-# Storage of a block.
-DENSE, DIAGONAL, HOUSEHOLDER = 0, 1, 2
+# Storage of a block. SYMMETRIC is a dense one as half of it, FOURFOLD one of four side by side: dense.py.
+DENSE, DIAGONAL, HOUSEHOLDER, SYMMETRIC, FOURFOLD = range(5)
 
 # Methods. FROZEN_ADAM keeps the second moment of the first gradient.
 GD, GD_MOMENTUM, GD_NESTEROV, SIGN, SIGNUM, NORMALIZED, ADAM, FROZEN_ADAM, USER = range(9)

@@ -28,14 +28,14 @@ USER_SINGLE = types.void(INT, F1, F1, READ_F1, F1, F1, F2, F1, READ_I1)
 USER_LANES = types.void(INT, I1, F2, F2, F2, F2, F3, F2, READ_I1)
 
 
-_COMPILING = not config.DISABLE_JIT  # type: ignore[attr-defined]
+COMPILING = not config.DISABLE_JIT  # type: ignore[attr-defined]
 # With NUMBA_DISABLE_JIT=1 nothing is compiled, and a function is found by its number here.
 _UNCOMPILED: dict[int, Any] = {}
 
 
 def address_of(function: Any, signature: Any) -> int:
     """Return the address of a compiled function, which the caller keeps alive."""
-    if not _COMPILING:
+    if not COMPILING:
         _UNCOMPILED[id(function)] = function
         return id(function)
     compiled = function.get_compile_result(signature)
@@ -43,7 +43,7 @@ def address_of(function: Any, signature: Any) -> int:
 
 
 def _function_at(signature: Any) -> Any:
-    if not _COMPILING:
+    if not COMPILING:
         return _UNCOMPILED.get
     function_type = types.FunctionType(signature)
 

@@ -2,7 +2,7 @@
 
 Dense products run over columns as rows (H is symmetric to the bit): ``out += H[j, :] * x[j]`` for j
 ascending vectorises over the coordinates and adds the terms of one coordinate in the order of j, which is
-the order of the lanes path too.
+the order of the lanes path too. The same sums from half of H are in ``dense.py``.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import math
 import numpy as np
 
 from quadlab.kernels import codes as c
+from quadlab.kernels.dense import fourfold_product, symmetric_product
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 from quadlab.kernels.pointers import single_function_at
 from quadlab.kernels.stream import advance_stream
 from quadlab.kernels.sums import (
-    TERM_ABSOLUTE,
-    TERM_PRODUCT,
-    TERM_SIGN,
-    block_sum,
-    called_sum,
-    total_sum,
+    absolute_block_sum,
+    absolute_sum,
+    called_product_sum,
+    product_block_sum,
+    product_sum,
+    sign_sum,
     weighted_squares,
 )
 from quadlab.kernels.team import barrier
@@ -31,7 +32,7 @@ from quadlab.kernels.tiny import advance_tiny
 @outlined
 def reflect(y, u, start, low, size):
     """Apply ``I - 2 u u^T`` in place to the block at ``low``; ``u`` begins at ``start`` of the data."""
-    factor = 2.0 * block_sum(TERM_PRODUCT, u[start : start + size], y[low : low + size], 0, size)
+    factor = 2.0 * product_block_sum(u[start : start + size], y[low : low + size], 0, size)
     for i in range(size):
         y[low + i] = y[low + i] - factor * u[start + i]
 
@@ -81,6 +82,12 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
             h, y, z = data[at : at + size], x[low:high], out[low:high]
             for i in range(size):
                 z[i] = h[i] * y[i]
+        elif kinds[block] == c.SYMMETRIC:
+            symmetric_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high])
+        elif kinds[block] == c.FOURFOLD:
+            if data_offsets[block + 1] > at:  # the first of four, with the data of all
+                high = offsets[block + 4]
+                fourfold_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high])
         else:
             for i in range(size):
                 out[low + i] = x[low + i]
@@ -162,7 +169,7 @@ def write_denominator(method, offsets, norms, lowest, params, acc, state, d, wor
     least = np.inf
     for block in range(offsets.size - 1):
         low, high = offsets[block], offsets[block + 1]
-        total += block_sum(TERM_ABSOLUTE, work, work, low, high)
+        total += absolute_block_sum(work, work, low, high)
         smallest = largest = work[low]
         for i in range(low + 1, high):
             smallest = min(smallest, work[i])
@@ -248,16 +255,16 @@ def accumulate_step(want, acc, q, g, peak):
 def gradient_norms(want, offsets, g, q):
     """Fill the norms that most stopping tests need."""
     if want & c.WANT_L1:
-        q[c.Q_L1] = total_sum(TERM_ABSOLUTE, offsets, g, g)
+        q[c.Q_L1] = absolute_sum(offsets, g, g)
     if want & c.WANT_SQUARE and not want & c.WANT_LAMBDA_G:
-        q[c.Q_SQUARE] = total_sum(TERM_PRODUCT, offsets, g, g)
+        q[c.Q_SQUARE] = product_sum(offsets, g, g)
 
 
 @outlined
 def gradient_statistics(want, offsets, norms, support, x, g, q):
     """Fill the quantities that need x and g only, but those of `gradient_norms`."""
     if want & c.WANT_GAP:
-        q[c.Q_GAP] = 0.5 * called_sum(TERM_PRODUCT, offsets, x, g)
+        q[c.Q_GAP] = 0.5 * called_product_sum(offsets, x, g)
     if want & c.WANT_LAMBDA_G:
         weighted, square = weighted_squares(offsets, norms, g)
         q[c.Q_SQUARE] = square
@@ -284,7 +291,7 @@ def direction_statistics(method, want, offsets, norms, g, d, q):
             q[c.Q_DESCENT] = q[c.Q_D_SQUARE] = q[c.Q_SQUARE]
             q[c.Q_CURVATURE_D] = q[c.Q_CURVATURE_G]
         else:
-            q[c.Q_DESCENT] = total_sum(TERM_PRODUCT, offsets, g, d)
+            q[c.Q_DESCENT] = product_sum(offsets, g, d)
             weighted, square = weighted_squares(offsets, norms, d)
             q[c.Q_D_SQUARE] = square
             q[c.Q_CURVATURE_D] = weighted
@@ -296,8 +303,8 @@ def direction_statistics(method, want, offsets, norms, g, d, q):
                 nonzero += 1
             if abs(d[i]) >= 0.5 and abs(d[i]) <= 2.0:
                 soft += 1
-        length = math.sqrt(called_sum(TERM_PRODUCT, offsets, d, d)) * math.sqrt(nonzero)
-        along = called_sum(TERM_SIGN, offsets, g, d)
+        length = math.sqrt(called_product_sum(offsets, d, d)) * math.sqrt(nonzero)
+        along = sign_sum(offsets, g, d)
         q[c.Q_COS] = along / length if length > 0.0 else 0.0
         q[c.Q_SOFT] = soft / g.size
 
@@ -368,7 +375,7 @@ def build(sources):
                     for i in range(g.size):
                         noisy[i] = g[i] + noise[t % rows, i]
                     if method == c.NORMALIZED:
-                        square = called_sum(TERM_PRODUCT, offsets, noisy, noisy)
+                        square = called_product_sum(offsets, noisy, noisy)
                 if method == c.USER:
                     user(t, source, x, minimizer, d, work, state, params[c.P_USER :], offsets)
                 else:
@@ -377,7 +384,7 @@ def build(sources):
                     direction_statistics(exact, want, offsets, norms, g, direction, q)
                 if want & c.WANT_DHD:
                     hessian_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
-                    q[c.Q_DHD] = called_sum(TERM_PRODUCT, offsets, direction, work)
+                    q[c.Q_DHD] = called_product_sum(offsets, direction, work)
                 if want & c.WANT_DENOMINATOR:
                     write_denominator(method, offsets, norms, lowest, params, acc, state, direction, work, q)
                 if rule == c.CONSTANT:

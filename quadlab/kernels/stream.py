@@ -17,7 +17,7 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, outlined, sign
-from quadlab.kernels.sums import TERM_ABSOLUTE, TERM_PRODUCT, block_sum
+from quadlab.kernels.sums import absolute_block_sum, product_block_sum
 from quadlab.kernels.team import barrier
 
 
@@ -67,13 +67,13 @@ def nonzeros(g):
 @outlined
 def absolute_sum(g):
     """Return the sum of |g| over a chunk."""
-    return block_sum(TERM_ABSOLUTE, g, g, 0, g.size)
+    return absolute_block_sum(g, g, 0, g.size)
 
 
 @outlined
 def square_sum(g):
     """Return the sum of g^2 over a chunk."""
-    return block_sum(TERM_PRODUCT, g, g, 0, g.size)
+    return product_block_sum(g, g, 0, g.size)
 
 
 @outlined
