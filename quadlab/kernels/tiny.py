@@ -37,6 +37,12 @@ def group_at(first, lanes):
 
 
 @inline
+def nonzero(value):
+    """Return the square of the sign."""
+    return 1.0 if value != 0.0 else 0.0
+
+
+@inline
 def add(total, cells, at, count):
     """Add ``count`` cells, a multiple of four, in order."""
     for w in range(at, at + count, REGISTER):
@@ -45,9 +51,12 @@ def add(total, cells, at, count):
 
 
 @inline
-def gradient(l1, lanes, cells):
-    """Write the gradient and return the sum of |g| or g^2."""
-    total = 0.0
+def gradient(l1, weighted, lanes, cells):
+    """Write the gradient and return the sum of |g| or g^2; with ``weighted``, also `Lambda(d) ||d||^2`.
+
+    The latter, the sum of ``||d_b||^2 ||H_b||``, is that of SignSGD with |g| and that of GD with g^2.
+    """
+    total = curvature = 0.0
     for first in range(0, lanes, GROUP):
         at, count = group_at(first, lanes)
         for w in range(at, at + count):
@@ -61,25 +70,17 @@ def gradient(l1, lanes, cells):
             cells[w + G], cells[w + G + GROUP], cells[w + G + 2 * GROUP] = g0, g1, g2
             if l1:
                 cells[w + TERM] = (abs(g0) + abs(g1)) + abs(g2)
+                if weighted:
+                    cells[w + WEIGHTED] = ((nonzero(g0) + nonzero(g1)) + nonzero(g2)) * cells[w + NORM]
             else:
-                cells[w + TERM] = (g0 * g0 + g1 * g1) + g2 * g2
+                part = (g0 * g0 + g1 * g1) + g2 * g2
+                cells[w + TERM] = part
+                if weighted:
+                    cells[w + WEIGHTED] = part * cells[w + NORM]
         total = add(total, cells, at + TERM, count)
-    return total
-
-
-@inline
-def weighted_square(method, lanes, cells):
-    """Return ``sum_b ||d_b||^2 ||H_b||`` of GD or SignSGD."""
-    total = 0.0
-    for first in range(0, lanes, GROUP):
-        at, count = group_at(first, lanes)
-        for w in range(at, at + count):
-            d0, d1, d2 = cells[w + G], cells[w + G + GROUP], cells[w + G + 2 * GROUP]
-            if method == c.SIGN:
-                d0, d1, d2 = sign(d0), sign(d1), sign(d2)
-            cells[w + WEIGHTED] = ((d0 * d0 + d1 * d1) + d2 * d2) * cells[w + NORM]
-        total = add(total, cells, at + WEIGHTED, count)
-    return total
+        if weighted:
+            curvature = add(curvature, cells, at + WEIGHTED, count)
+    return total, curvature
 
 
 @inline
@@ -135,14 +136,17 @@ def advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, dat
     inverse1 = inverse2 = 1.0
     step = params[c.P_RATE]
     while t < limit:
-        total = gradient(l1, lanes, cells)
+        if rule == c.LEMMA:
+            total, curvature = gradient(l1, True, lanes, cells)
+        else:
+            total, curvature = gradient(l1, False, lanes, cells)
         value = total if l1 else math.sqrt(total)
         if not (value > tolerance and value < np.inf):
             break
         if rule == c.SCHEDULE:
             step = schedule[t - start]
         elif rule != c.CONSTANT:
-            step = total / (params[c.P_M] if rule == c.M_STAR else weighted_square(method, lanes, cells))
+            step = total / (params[c.P_M] if rule == c.M_STAR else curvature)
             if not step < np.inf:
                 break
         if method == c.GD:
