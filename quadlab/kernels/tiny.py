@@ -61,9 +61,9 @@ def gradient(l1, weighted, lanes, cells):
         at, count = group_at(first, lanes)
         for w in range(at, at + count):
             x0, x1, x2 = cells[w + X], cells[w + X + GROUP], cells[w + X + 2 * GROUP]
-            g0 = 0.0 + cells[w + H] * x0
-            g1 = 0.0 + cells[w + H + GROUP] * x0
-            g2 = 0.0 + cells[w + H + 2 * GROUP] * x0
+            g0 = cells[w + H] * x0
+            g1 = cells[w + H + GROUP] * x0
+            g2 = cells[w + H + 2 * GROUP] * x0
             g0 = (g0 + cells[w + H + 3 * GROUP] * x1) + cells[w + H + 6 * GROUP] * x2
             g1 = (g1 + cells[w + H + 4 * GROUP] * x1) + cells[w + H + 7 * GROUP] * x2
             g2 = (g2 + cells[w + H + 5 * GROUP] * x1) + cells[w + H + 8 * GROUP] * x2
