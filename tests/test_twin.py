@@ -363,6 +363,24 @@ def test_batches_under_every_stop(stop, cap):
         assert_same(run, expected(problem, method, STOPS[stop], cap, run))
 
 
+@pytest.mark.parametrize("stop", ["l1-relative", "l2"])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (1, 2, 3, 4, 5, 6, 7, 8, 9), (16, 3)])
+def test_batches_of_dense_blocks(sizes, own, stop):
+    """Every remainder of the rows taken four at a time, and blocks of three alone."""
+    shape = tuple((size, "haar") for size in sizes)
+    names = ["gd", "gd-lemma", "signsgd-lambda_p", "signsgd", "adam"]
+    rng = np.random.default_rng(len(sizes))
+    problems = [random_problem(seed if own else 0, shape, singular=False) for seed in range(60)]
+    if not own:
+        problems = [problems[0].with_start(rng.standard_normal(problems[0].size)) for _ in problems]
+    methods = [METHODS[names[i % 5]](problem) for i, problem in enumerate(problems)]
+    caps = [(11 * i) % 47 for i in range(60)]
+    runs = solve_many(problems, methods, STOPS[stop], max_iterations=caps)
+    for i, (run, problem, method) in enumerate(zip(runs, problems, methods, strict=True)):
+        assert_same(run, expected(problem, method, STOPS[stop], caps[i], run), label=names[i % 5])
+
+
 @pytest.mark.parametrize("name", ["gd-lemma", "signsgd-lemma", "adam", "gd-diverging"])
 @pytest.mark.parametrize("kind", ["one H", "own H, all storages"])
 def test_statistics_in_batches(name, kind):

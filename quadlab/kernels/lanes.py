@@ -24,23 +24,13 @@ from quadlab.kernels.sums import TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN, term
 @inline
 def block_sum(kind, a, b, low, high, lanes, stripes, part):
     """Write the block sum of every lane into ``part``: the order of single.block_sum."""
-    size = high - low
-    if size == 1:
-        for w in range(lanes):
-            part[w] = 0.0 + term(kind, a[low, w], b[low, w])
-        return
-    if size == 2:
-        for w in range(lanes):
-            part[w] = (0.0 + term(kind, a[low, w], b[low, w])) + term(kind, a[low + 1, w], b[low + 1, w])
-        return
-    if size == 3:
-        for w in range(lanes):
-            part[w] = (
-                (0.0 + term(kind, a[low, w], b[low, w])) + term(kind, a[low + 1, w], b[low + 1, w])
-            ) + term(kind, a[low + 2, w], b[low + 2, w])
-        return
     for w in range(lanes):
         part[w] = 0.0
+    if high - low <= 3:  # the stripes that stay empty add +0
+        for i in range(low, high):
+            for w in range(lanes):
+                part[w] += term(kind, a[i, w], b[i, w])
+        return
     begin = low
     while begin < high:
         end = min(begin + c.CHUNK, high)
@@ -75,7 +65,7 @@ def called_sum(kind, offsets, a, b, lanes, stripes, part, total):
     total_sum(kind, offsets, a, b, lanes, stripes, part, total)
 
 
-@inline
+@outlined
 def weighted_squares(offsets, norms, a, lanes, stripes, part, weighted, square):
     """Write ``sum_b ||a_b||^2 ||H_b||`` and ``||a||^2`` of every lane."""
     for w in range(lanes):
@@ -88,58 +78,76 @@ def weighted_squares(offsets, norms, a, lanes, stripes, part, weighted, square):
             weighted[w] += part[w] * norms[block, w]
 
 
-@inline
-def dense_rows(data, shared, k, low, size, i, x, out, lanes):
-    """Write row i of a dense block's product: terms of j ascending, four a pass over the lanes."""
+@outlined
+def four_rows(data, k, low, size, i, x, out, lanes):
+    """Write rows i to i + 3 of a dense block's product, H shared: 32 flops for 8 loads of lanes."""
     row = low + i
+    for r in range(row, row + 4):
+        for w in range(lanes):
+            out[r, w] = 0.0
+    k0, k1, k2, k3 = k + i * size, k + (i + 1) * size, k + (i + 2) * size, k + (i + 3) * size
+    j = 0
+    while j + 4 <= size:
+        a0, a1, a2, a3 = data[k0 + j, 0], data[k0 + j + 1, 0], data[k0 + j + 2, 0], data[k0 + j + 3, 0]
+        b0, b1, b2, b3 = data[k1 + j, 0], data[k1 + j + 1, 0], data[k1 + j + 2, 0], data[k1 + j + 3, 0]
+        c0, c1, c2, c3 = data[k2 + j, 0], data[k2 + j + 1, 0], data[k2 + j + 2, 0], data[k2 + j + 3, 0]
+        d0, d1, d2, d3 = data[k3 + j, 0], data[k3 + j + 1, 0], data[k3 + j + 2, 0], data[k3 + j + 3, 0]
+        y = low + j
+        for w in range(lanes):
+            x0, x1, x2, x3 = x[y, w], x[y + 1, w], x[y + 2, w], x[y + 3, w]
+            out[row, w] = (((out[row, w] + a0 * x0) + a1 * x1) + a2 * x2) + a3 * x3
+            out[row + 1, w] = (((out[row + 1, w] + b0 * x0) + b1 * x1) + b2 * x2) + b3 * x3
+            out[row + 2, w] = (((out[row + 2, w] + c0 * x0) + c1 * x1) + c2 * x2) + c3 * x3
+            out[row + 3, w] = (((out[row + 3, w] + d0 * x0) + d1 * x1) + d2 * x2) + d3 * x3
+        j += 4
+    while j < size:
+        a0, b0, c0, d0 = data[k0 + j, 0], data[k1 + j, 0], data[k2 + j, 0], data[k3 + j, 0]
+        for w in range(lanes):
+            x0 = x[low + j, w]
+            out[row, w] = out[row, w] + a0 * x0
+            out[row + 1, w] = out[row + 1, w] + b0 * x0
+            out[row + 2, w] = out[row + 2, w] + c0 * x0
+            out[row + 3, w] = out[row + 3, w] + d0 * x0
+        j += 1
+
+
+@inline
+def one_row(data, shared, k, low, size, row, x, out, lanes):
+    """Write a row of a dense block's product: terms of j ascending, three a pass over the lanes."""
     for w in range(lanes):
         out[row, w] = 0.0
     j = 0
-    if shared:
-        while j + 4 <= size:
-            h0, h1, h2, h3 = data[k + j, 0], data[k + j + 1, 0], data[k + j + 2, 0], data[k + j + 3, 0]
-            y = low + j
-            for w in range(lanes):
-                out[row, w] = (((out[row, w] + h0 * x[y, w]) + h1 * x[y + 1, w]) + h2 * x[y + 2, w]) + (
-                    h3 * x[y + 3, w]
-                )
-            j += 4
-        if j + 3 == size:
-            h0, h1, h2 = data[k + j, 0], data[k + j + 1, 0], data[k + j + 2, 0]
-            y = low + j
-            for w in range(lanes):
-                out[row, w] = ((out[row, w] + h0 * x[y, w]) + h1 * x[y + 1, w]) + h2 * x[y + 2, w]
-            j += 3
-        while j < size:
-            h0 = data[k + j, 0]
-            for w in range(lanes):
-                out[row, w] = out[row, w] + h0 * x[low + j, w]
-            j += 1
-    else:
-        while j + 3 <= size:
-            m = k + j
-            y = low + j
-            for w in range(lanes):
-                out[row, w] = ((out[row, w] + data[m, w] * x[y, w]) + data[m + 1, w] * x[y + 1, w]) + data[
-                    m + 2, w
-                ] * x[y + 2, w]
-            j += 3
-        while j < size:
-            for w in range(lanes):
-                out[row, w] = out[row, w] + data[k + j, w] * x[low + j, w]
-            j += 1
+    while j + 3 <= size:
+        m, y = k + j, low + j
+        for w in range(lanes):
+            h = 0 if shared else w
+            out[row, w] = ((out[row, w] + data[m, h] * x[y, w]) + data[m + 1, h] * x[y + 1, w]) + data[
+                m + 2, h
+            ] * x[y + 2, w]
+        j += 3
+    while j < size:
+        for w in range(lanes):
+            h = 0 if shared else w
+            out[row, w] = out[row, w] + data[k + j, h] * x[low + j, w]
+        j += 1
 
 
-@inline
+@outlined
 def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
     """Write H x of every lane (Householder blocks run on the single path)."""
     for block in range(kinds.size):
         low = offsets[block]
         size = offsets[block + 1] - low
         at = data_offsets[block]
-        if kinds[block] == c.DENSE:
+        if kinds[block] == c.DENSE and shared:
+            fours = size // 4 * 4
+            for i in range(0, fours, 4):
+                four_rows(data, at, low, size, i, x, out, lanes)
+            for i in range(fours, size):
+                one_row(data, True, at + i * size, low, size, low + i, x, out, lanes)
+        elif kinds[block] == c.DENSE:
             for i in range(size):
-                dense_rows(data, shared, at + i * size, low, size, i, x, out, lanes)
+                one_row(data, False, at + i * size, low, size, low + i, x, out, lanes)
         elif shared:
             for i in range(size):
                 h = data[at + i, 0]
@@ -151,10 +159,62 @@ def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
                     out[low + i, w] = data[at + i, w] * x[low + i, w]
 
 
-@outlined
-def called_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
-    """Call ``hessian_product``."""
-    hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes)
+@inline
+def three(shared, l1, data, k, low, x, g, lanes, total):
+    """Write the gradient of a dense block of three and add its sum of |g| or g^2 to ``total``."""
+    for w in range(lanes):
+        h = 0 if shared else w
+        x0, x1, x2 = x[low, w], x[low + 1, w], x[low + 2, w]
+        g0 = ((0.0 + data[k, h] * x0) + data[k + 1, h] * x1) + data[k + 2, h] * x2
+        g1 = ((0.0 + data[k + 3, h] * x0) + data[k + 4, h] * x1) + data[k + 5, h] * x2
+        g2 = ((0.0 + data[k + 6, h] * x0) + data[k + 7, h] * x1) + data[k + 8, h] * x2
+        g[low, w], g[low + 1, w], g[low + 2, w] = g0, g1, g2
+        if l1:
+            total[w] += (abs(g0) + abs(g1)) + abs(g2)
+        else:
+            total[w] += (g0 * g0 + g1 * g1) + g2 * g2
+
+
+@inline
+def threes(l1, offsets, data_offsets, data, shared, x, g, lanes, total):
+    """Write the gradient and the sum of |g| or g^2 where all blocks are dense ones of three."""
+    for w in range(lanes):
+        total[w] = 0.0
+    for block in range(offsets.size - 1):
+        if shared:
+            three(True, l1, data, data_offsets[block], offsets[block], x, g, lanes, total)
+        else:
+            three(False, l1, data, data_offsets[block], offsets[block], x, g, lanes, total)
+
+
+@inline
+def correct(method, lanes, par, acc, inverse):
+    """Write ``1 / (1 - beta_k^t)`` of Adam, the second moment's of a frozen one being 1."""
+    for w in range(lanes):
+        acc[c.A_POWER1, w] *= par[c.P_BETA1, w]
+        acc[c.A_POWER2, w] *= par[c.P_BETA2, w]
+        inverse[0, w] = 1.0
+        inverse[1, w] = 1.0
+        if par[c.P_BIAS, w] != 0.0:
+            inverse[0, w] = 1.0 / (1.0 - acc[c.A_POWER1, w])
+            if method == c.ADAM:
+                inverse[1, w] = 1.0 / (1.0 - acc[c.A_POWER2, w])
+
+
+@inline
+def move_directly(method, lanes, par, step, inverse, g, x, state):
+    """Make the update of SignSGD or Adam where nothing else needs the direction."""
+    for i in range(x.shape[0]):
+        if method == c.SIGN:
+            for w in range(lanes):
+                x[i, w] = flush(x[i, w] - step[w] * sign(g[i, w]))
+        else:
+            for w in range(lanes):
+                m = average(state[0, i, w], g[i, w], par[c.P_BETA1, w])
+                v = average(state[1, i, w], g[i, w] * g[i, w], par[c.P_BETA2, w])
+                state[0, i, w], state[1, i, w] = m, v
+                d = adam(m, v, inverse[0, w], inverse[1, w], par[c.P_EPSILON, w])
+                x[i, w] = flush(x[i, w] - step[w] * d)
 
 
 @inline
@@ -186,15 +246,6 @@ def write_direction(method, lanes, t, par, acc, anchor, x, g, d, state, square, 
             for w in range(lanes):
                 d[i, w] = g[i, w] / inverse[0, w] if inverse[0, w] != 0.0 else 0.0
     elif method == c.ADAM or method == c.FROZEN_ADAM:
-        for w in range(lanes):
-            acc[c.A_POWER1, w] *= par[c.P_BETA1, w]
-            acc[c.A_POWER2, w] *= par[c.P_BETA2, w]
-            inverse[0, w] = 1.0
-            inverse[1, w] = 1.0
-            if par[c.P_BIAS, w] != 0.0:
-                inverse[0, w] = 1.0 / (1.0 - acc[c.A_POWER1, w])
-                if method == c.ADAM:
-                    inverse[1, w] = 1.0 / (1.0 - acc[c.A_POWER2, w])
         if method == c.ADAM:
             for i in range(size):
                 for w in range(lanes):
@@ -376,7 +427,11 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
                 q[c.Q_DESCENT, w] = q[c.Q_D_SQUARE, w] = q[c.Q_SQUARE, w]
                 q[c.Q_CURVATURE_D, w] = q[c.Q_CURVATURE_G, w]
         else:
-            total_sum(TERM_PRODUCT, offsets, g, d, lanes, stripes, part, q[c.Q_DESCENT])
+            if method == c.SIGN and want & c.WANT_L1:  # g sign(g) is |g|
+                for w in range(lanes):
+                    q[c.Q_DESCENT, w] = q[c.Q_L1, w]
+            else:
+                called_sum(TERM_PRODUCT, offsets, g, d, lanes, stripes, part, q[c.Q_DESCENT])
             weighted_squares(offsets, norms, d, lanes, stripes, part, q[c.Q_CURVATURE_D], q[c.Q_D_SQUARE])
     if want & c.WANT_COS:
         called_sum(TERM_PRODUCT, offsets, d, d, lanes, stripes, part, total)
@@ -510,6 +565,12 @@ def build(sources):
         source = noisy if rows > 0 else g
         direction = source if method == c.GD else d
         exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
+        direct = (method == c.SIGN or method == c.ADAM) and anchor.shape[0] == 0
+        direct = direct and not want & (c.WANT_ALONG | c.WANT_DHD | c.WANT_DENOMINATOR)
+        norm = want & (c.WANT_L1 | c.WANT_SQUARE | c.WANT_LAMBDA_G)
+        in_threes = norm == c.WANT_L1 or norm == c.WANT_SQUARE
+        for block in range(kinds.size):
+            in_threes &= kinds[block] == c.DENSE and offsets[block + 1] - offsets[block] == 3
         fresh = True
         while lanes < t.size and queue < n_runs:
             fill(lanes, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
@@ -519,8 +580,13 @@ def build(sources):
             queue += 1
         while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
             budget -= 1
-            hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
-            gradient_norms(want, offsets, g, q, lanes, stripes, part)
+            if in_threes and norm == c.WANT_L1:
+                threes(True, offsets, data_offsets, data, shared, x, g, lanes, q[c.Q_L1])
+            elif in_threes:
+                threes(False, offsets, data_offsets, data, shared, x, g, lanes, q[c.Q_SQUARE])
+            else:
+                hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
+                gradient_norms(want, offsets, g, q, lanes, stripes, part)
             if want & c.WANT_GRADIENT:
                 gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part)
             ended = 0
@@ -564,14 +630,18 @@ def build(sources):
                 if method == c.NORMALIZED:
                     called_sum(TERM_PRODUCT, offsets, noisy, noisy, lanes, stripes, part, step)
                     square = step
-            if method == c.USER:
+            if method == c.ADAM or method == c.FROZEN_ADAM:
+                correct(method, lanes, par, acc, inverse)
+            if direct:
+                pass
+            elif method == c.USER:
                 user(lanes, t, source, x, anchor, d, state, par[c.P_USER :], offsets)
             else:
                 write_direction(method, lanes, t, par, acc, anchor, x, source, d, state, square, inverse)
             if want & c.WANT_ALONG:
                 direction_statistics(exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step)
             if want & c.WANT_DHD:
-                called_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
+                hessian_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
                 called_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])
             if want & c.WANT_DENOMINATOR:
                 write_denominator(
@@ -601,9 +671,14 @@ def build(sources):
                 q[c.Q_STEP, w] = step[w]
             if keep & c.WANT_STEP:
                 accumulate_step(keep, lanes, acc, q, g, peak)
-            for i in range(size):
-                for w in range(lanes):
-                    x[i, w] = flush(x[i, w] - step[w] * direction[i, w])
+            if direct and method == c.SIGN:
+                move_directly(c.SIGN, lanes, par, step, inverse, source, x, state)
+            elif direct:
+                move_directly(c.ADAM, lanes, par, step, inverse, source, x, state)
+            else:
+                for i in range(size):
+                    for w in range(lanes):
+                        x[i, w] = flush(x[i, w] - step[w] * direction[i, w])
             for w in range(lanes):
                 t[w] += 1
             if ended > 0:

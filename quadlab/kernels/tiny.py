@@ -1,9 +1,11 @@
 r"""One run of tiny blocks (sizes 1 to 3): the iterations between two events.
 
-At this size an iteration costs what its loads, stores and branches cost. The gradient of a block stays in
-registers, and the next iterate goes to a second buffer before the stopping test is known: it is dropped if
-the test holds. Where the step needs a norm of the whole gradient (``m_star``, ``lemma``), a second pass
-computes the gradient anew, which costs less than a wide load that must wait for narrow stores.
+At this size an iteration costs what its loads, stores and branches cost, so the blocks are laid side by side
+as ``lanes.py`` does with runs: coordinate i of all blocks is a row of ``cells``, and a loop along a row does
+the work of four blocks at a time. Blocks are made up to size 3, and their number to a multiple of four, by
+zeros: H, x and the moments are 0 there, hence every gradient and step too, and a sum that gains the term +0
+keeps its bits. An iteration writes nothing but its gradient and its sums before its test is made, so that one
+at which something happens leaves no trace.
 
 The operations on each number, and their order, are those of ``single.py``: the same bits. Only iterations
 at which nothing happens are made here; the first, recorded, last and failing ones are made there.
@@ -18,149 +20,152 @@ import numpy as np
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, outlined, sign
 
-MAX_SIZE = 3
+SIZE = 3
+# Numbers in a vector register, and blocks in a group: a loop is vectorised if it may be as long as 16.
+REGISTER, GROUP = 4, 16
+# The rows of a group: H (its columns, one after the other), x, m, v, g, ||H_b||, and terms of two sums.
+H, X, M, V, G, NORM, TERM, WEIGHTED = (GROUP * row for row in (0, 9, 12, 15, 18, 21, 22, 23))
+ROWS = 24
 # A masked index is provably not negative: Numba then leaves out its test for an index from the end.
 MASK = (1 << 40) - 1
 
 
 @inline
-def block_gradient(width, data, k, x, at):
-    """Return the coordinates and the gradient of a block, zeros beyond its width."""
-    x0, x1, x2 = x[at], 0.0, 0.0
-    g1 = g2 = 0.0
-    if width == 1:
-        g0 = 0.0 + data[k] * x0
-    elif width == 2:
-        x1 = x[at + 1]
-        g0 = (0.0 + data[k] * x0) + data[k + 2] * x1
-        g1 = (0.0 + data[k + 1] * x0) + data[k + 3] * x1
-    else:
-        x1, x2 = x[at + 1], x[at + 2]
-        g0 = ((0.0 + data[k] * x0) + data[k + 3] * x1) + data[k + 6] * x2
-        g1 = ((0.0 + data[k + 1] * x0) + data[k + 4] * x1) + data[k + 7] * x2
-        g2 = ((0.0 + data[k + 2] * x0) + data[k + 5] * x1) + data[k + 8] * x2
-    return x0, x1, x2, g0, g1, g2
+def group_at(first, lanes):
+    """Return where the cells of a group begin and the number of its lanes."""
+    return (first * ROWS) & MASK, min(lanes - first, GROUP) & MASK
 
 
 @inline
-def move(method, size, now, new, i, x, g, step, beta1, beta2, inverse1, inverse2, epsilon, buffers):
-    """Write one coordinate of the next iterate and of its state: buffers (x, m, v) of ``size`` each."""
+def nonzero(value):
+    """Return the square of the sign."""
+    return 1.0 if value != 0.0 else 0.0
+
+
+@inline
+def add(total, cells, at, count):
+    """Add ``count`` cells, a multiple of four, in order."""
+    for w in range(at, at + count, REGISTER):
+        total = (((total + cells[w]) + cells[w + 1]) + cells[w + 2]) + cells[w + 3]
+    return total
+
+
+@inline
+def gradient(l1, weighted, lanes, cells):
+    """Write the gradient and return the sum of |g| or g^2; with ``weighted``, also `Lambda(d) ||d||^2`.
+
+    The latter, the sum of ``||d_b||^2 ||H_b||``, is that of SignSGD with |g| and that of GD with g^2.
+    """
+    total = curvature = 0.0
+    for first in range(0, lanes, GROUP):
+        at, count = group_at(first, lanes)
+        for w in range(at, at + count):
+            x0, x1, x2 = cells[w + X], cells[w + X + GROUP], cells[w + X + 2 * GROUP]
+            g0 = cells[w + H] * x0
+            g1 = cells[w + H + GROUP] * x0
+            g2 = cells[w + H + 2 * GROUP] * x0
+            g0 = (g0 + cells[w + H + 3 * GROUP] * x1) + cells[w + H + 6 * GROUP] * x2
+            g1 = (g1 + cells[w + H + 4 * GROUP] * x1) + cells[w + H + 7 * GROUP] * x2
+            g2 = (g2 + cells[w + H + 5 * GROUP] * x1) + cells[w + H + 8 * GROUP] * x2
+            cells[w + G], cells[w + G + GROUP], cells[w + G + 2 * GROUP] = g0, g1, g2
+            if l1:
+                cells[w + TERM] = (abs(g0) + abs(g1)) + abs(g2)
+                if weighted:
+                    cells[w + WEIGHTED] = ((nonzero(g0) + nonzero(g1)) + nonzero(g2)) * cells[w + NORM]
+            else:
+                part = (g0 * g0 + g1 * g1) + g2 * g2
+                cells[w + TERM] = part
+                if weighted:
+                    cells[w + WEIGHTED] = part * cells[w + NORM]
+        total = add(total, cells, at + TERM, count)
+        if weighted:
+            curvature = add(curvature, cells, at + WEIGHTED, count)
+    return total, curvature
+
+
+@inline
+def move_cell(method, w, step, beta1, beta2, inverse1, inverse2, epsilon, cells):
+    """Write a coordinate of the next iterate, and its moments."""
+    g = cells[w + G]
     if method == c.GD:
         d = g
     elif method == c.SIGN:
         d = sign(g)
     else:
-        m = average(buffers[(now + size + i) & MASK], g, beta1)
-        v = average(buffers[(now + 2 * size + i) & MASK], g * g, beta2)
-        buffers[(new + size + i) & MASK] = m
-        buffers[(new + 2 * size + i) & MASK] = v
+        m = average(cells[w + M], g, beta1)
+        v = average(cells[w + V], g * g, beta2)
+        cells[w + M], cells[w + V] = m, v
         d = adam(m, v, inverse1, inverse2, epsilon)
-    buffers[(new + i) & MASK] = flush(x - step * d)
+    cells[w + X] = flush(cells[w + X] - step * d)
 
 
 @inline
-def block_step(width, method, measure, update, l1, size, now, new, low, data, k, step, beta1, beta2, inverse1,
-               inverse2, epsilon, buffers):  # fmt: skip
-    """Move a block (``update``) and return its sum of |g| or g^2, and with ``measure`` that of d^2."""
-    x0, x1, x2, g0, g1, g2 = block_gradient(width, data, k, buffers, (now + low) & MASK)
-    if l1:
-        part = (abs(g0) + abs(g1)) + abs(g2)
-    else:
-        part = (g0 * g0 + g1 * g1) + g2 * g2
-    square = part
-    if method == c.SIGN and measure:
-        s0, s1, s2 = sign(g0), sign(g1), sign(g2)
-        square = (s0 * s0 + s1 * s1) + s2 * s2
-    if update:
-        move(method, size, now, new, low, x0, g0, step, beta1, beta2, inverse1, inverse2, epsilon, buffers)
-        if width > 1:
-            move(method, size, now, new, low + 1, x1, g1, step, beta1, beta2, inverse1, inverse2, epsilon,
-                 buffers)  # fmt: skip
-        if width > 2:
-            move(method, size, now, new, low + 2, x2, g2, step, beta1, beta2, inverse1, inverse2, epsilon,
-                 buffers)  # fmt: skip
-    return part, square
-
-
-@inline
-def advance(method, rule, l1, t, limit, offsets, data_offsets, norms, data, params, schedule, start, acc,
-            size, buffers):  # fmt: skip
-    """Return the iteration reached and the half of ``buffers`` that holds it."""
-    tolerance = params[c.P_TOLERANCE]
-    beta1, beta2, epsilon = params[c.P_BETA1], params[c.P_BETA2], params[c.P_EPSILON]
-    power1, power2 = acc[c.A_POWER1], acc[c.A_POWER2]
-    half = buffers.size // 2
-    now = 0
-    late = method != c.ADAM and (rule == c.M_STAR or rule == c.LEMMA)
-    inverse1 = inverse2 = 1.0
-    step = params[c.P_RATE]
-    measure = late and rule == c.LEMMA
-    update = not late
-    while t < limit:
-        new = half - now
-        if rule == c.SCHEDULE:
-            step = schedule[t - start]
-        if method == c.ADAM:
-            power1 *= beta1
-            power2 *= beta2
-            if params[c.P_BIAS] != 0.0:
-                inverse1, inverse2 = 1.0 / (1.0 - power1), 1.0 / (1.0 - power2)
-        total = weighted = 0.0
-        for block in range(norms.size):
-            low = offsets[block] & MASK
-            width = offsets[block + 1] - low
-            k = data_offsets[block] & MASK
-            if width == 3:
-                part, square = block_step(3, method, measure, update, l1, size, now, new, low, data, k, step,
-                                          beta1, beta2, inverse1, inverse2, epsilon, buffers)  # fmt: skip
-            elif width == 2:
-                part, square = block_step(2, method, measure, update, l1, size, now, new, low, data, k, step,
-                                          beta1, beta2, inverse1, inverse2, epsilon, buffers)  # fmt: skip
-            else:
-                part, square = block_step(1, method, measure, update, l1, size, now, new, low, data, k, step,
-                                          beta1, beta2, inverse1, inverse2, epsilon, buffers)  # fmt: skip
-            total += part
-            if measure:
-                weighted += square * norms[block]
-        if late and update:  # the second pass is done
-            update = False
-        else:
-            value = total if l1 else math.sqrt(total)
-            if not (value > tolerance and value < np.inf):
-                break
-            if late:
-                step = total / (params[c.P_M] if rule == c.M_STAR else weighted)
-                if not step < np.inf:
-                    break
-                update = True
-                continue
-        acc[c.A_POWER1], acc[c.A_POWER2] = power1, power2
-        now = new
-        t += 1
-    return t, now
+def move(method, lanes, step, beta1, beta2, inverse1, inverse2, epsilon, cells):
+    """Write the next iterate."""
+    for first in range(0, lanes, GROUP):
+        at, count = group_at(first, lanes)
+        for w in range(at, at + count):
+            move_cell(method, w, step, beta1, beta2, inverse1, inverse2, epsilon, cells)
+            move_cell(method, w + GROUP, step, beta1, beta2, inverse1, inverse2, epsilon, cells)
+            move_cell(method, w + 2 * GROUP, step, beta1, beta2, inverse1, inverse2, epsilon, cells)
 
 
 @outlined
 def advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, data, params, schedule, start,
                  acc, x, state):  # fmt: skip
     """Advance x and state from t to the next event, at most to ``limit``; return the iteration reached."""
-    size = x.size
-    half = (1 + state.shape[0]) * size
-    buffers = np.empty(2 * half)
-    buffers[:size] = x
-    for k in range(state.shape[0]):
-        buffers[(k + 1) * size : (k + 2) * size] = state[k]
+    if t >= limit:
+        return t
+    lanes = (norms.size + REGISTER - 1) // REGISTER * REGISTER
+    cells = np.zeros((lanes + GROUP - 1) // GROUP * GROUP * ROWS)
+    for block in range(norms.size):
+        at = block // GROUP * GROUP * ROWS + block % GROUP
+        low = offsets[block]
+        width = offsets[block + 1] - low
+        cells[at + NORM] = norms[block]
+        for i in range(width):
+            cells[at + X + GROUP * i] = x[low + i]
+            for k in range(state.shape[0]):
+                cells[at + M + GROUP * (SIZE * k + i)] = state[k, low + i]
+            for j in range(width):
+                cells[at + H + GROUP * (SIZE * j + i)] = data[data_offsets[block] + width * j + i]
     l1 = stop == c.STOP_L1
-    if method == c.GD:
-        t, now = advance(c.GD, rule, l1, t, limit, offsets, data_offsets, norms, data, params, schedule,
-                         start, acc, size, buffers)  # fmt: skip
-    elif method == c.SIGN:
-        t, now = advance(c.SIGN, rule, l1, t, limit, offsets, data_offsets, norms, data, params,
-                         schedule, start, acc, size, buffers)  # fmt: skip
-    else:
-        t, now = advance(c.ADAM, rule, l1, t, limit, offsets, data_offsets, norms, data, params,
-                         schedule, start, acc, size, buffers)  # fmt: skip
-    x[:] = buffers[now : now + size]
-    for k in range(state.shape[0]):
-        state[k, :] = buffers[now + (k + 1) * size : now + (k + 2) * size]
+    tolerance = params[c.P_TOLERANCE]
+    beta1, beta2, epsilon = params[c.P_BETA1], params[c.P_BETA2], params[c.P_EPSILON]
+    power1, power2 = acc[c.A_POWER1], acc[c.A_POWER2]
+    inverse1 = inverse2 = 1.0
+    step = params[c.P_RATE]
+    while t < limit:
+        if rule == c.LEMMA:
+            total, curvature = gradient(l1, True, lanes, cells)
+        else:
+            total, curvature = gradient(l1, False, lanes, cells)
+        value = total if l1 else math.sqrt(total)
+        if not (value > tolerance and value < np.inf):
+            break
+        if rule == c.SCHEDULE:
+            step = schedule[t - start]
+        elif rule != c.CONSTANT:
+            step = total / (params[c.P_M] if rule == c.M_STAR else curvature)
+            if not step < np.inf:
+                break
+        if method == c.GD:
+            move(c.GD, lanes, step, beta1, beta2, inverse1, inverse2, epsilon, cells)
+        elif method == c.SIGN:
+            move(c.SIGN, lanes, step, beta1, beta2, inverse1, inverse2, epsilon, cells)
+        else:
+            power1 *= beta1
+            power2 *= beta2
+            if params[c.P_BIAS] != 0.0:
+                inverse1, inverse2 = 1.0 / (1.0 - power1), 1.0 / (1.0 - power2)
+            move(c.ADAM, lanes, step, beta1, beta2, inverse1, inverse2, epsilon, cells)
+        t += 1
+    acc[c.A_POWER1], acc[c.A_POWER2] = power1, power2
+    for block in range(norms.size):
+        at = block // GROUP * GROUP * ROWS + block % GROUP
+        low = offsets[block]
+        for i in range(offsets[block + 1] - low):
+            x[low + i] = cells[at + X + GROUP * i]
+            for k in range(state.shape[0]):
+                state[k, low + i] = cells[at + M + GROUP * (SIZE * k + i)]
     return t
