@@ -44,7 +44,7 @@ from quadlab.cases import case as named_case
 from quadlab.heterogeneity import gradient_weighted, mean_jensen_shannon, parameter_weighted
 from quadlab.methods import METHODS, Method, UserMethod, split_method
 from quadlab.problem import BlockQuadratic, load
-from quadlab.run import STATISTICS
+from quadlab.run import STATISTICS, Run
 from quadlab.spectra import LogUniform
 from quadlab.stopping import Gap, GradientNorm, Stop
 
@@ -419,6 +419,12 @@ class Setting:
     def noisy(self, problem: BlockQuadratic) -> BlockQuadratic:
         """Return the problem with the run's gradient noise; its own where the run names none."""
         return problem.with_noise(**self.noise) if self.noise else problem
+
+    def completed(self, run: Run) -> Run:
+        """Return the run with the statistics of its problem among its own."""
+        for name in self.problem_statistics:
+            run.statistics[name] = PROBLEM_STATISTICS[name](run.problem)
+        return run
 
 
 #: Name -> argument of `BlockQuadratic.with_noise`.
