@@ -143,13 +143,13 @@ def sweep(
             packs = Packs(deque(_groups(todo)), pack_seconds)
             with bar, closing(compute(packs, engine_of(executor))) as ended:
                 for groups in ended:
-                    done = []
-                    for (problem, settings), outcomes in groups:
-                        for setting, outcome in zip(settings, outcomes, strict=True):
-                            key = todo[problem][setting]
-                            known[key] = outcome
-                            done.append((key, joined(problem, setting), *outcome))
+                    done = [
+                        (todo[problem][setting], joined(problem, setting), outcome)
+                        for (problem, settings), outcomes in groups
+                        for setting, outcome in zip(settings, outcomes, strict=True)
+                    ]
                     rows.write(done)
+                    known.update((key, outcome) for key, _, outcome in done)
                     bar.update(len(done))
             if not rows.is_own():  # another sweep may have been first with some of these runs
                 known = rows.read(runs.keys)

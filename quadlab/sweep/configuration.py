@@ -420,11 +420,12 @@ class Setting:
         """Return the problem with the run's gradient noise; its own where the run names none."""
         return problem.with_noise(**self.noise) if self.noise else problem
 
-    def completed(self, run: Run) -> Run:
-        """Return the run with the statistics of its problem among its own."""
-        for name in self.problem_statistics:
-            run.statistics[name] = PROBLEM_STATISTICS[name](run.problem)
-        return run
+    def completed(self, result: Run | Exception) -> Run | Exception:
+        """Return a run with the statistics of its problem among its own; an error as it is."""
+        if isinstance(result, Run):
+            for name in self.problem_statistics:
+                result.statistics[name] = PROBLEM_STATISTICS[name](result.problem)
+        return result
 
 
 #: Name -> argument of `BlockQuadratic.with_noise`.

@@ -26,7 +26,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -106,11 +105,11 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     lanes = False
     with _ONE_THREAD:
         while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
-            batch: list[tuple[BlockQuadratic | Exception, list[str], int]] = []
+            batch: list[tuple[BlockQuadratic | Exception, str, list[str]]] = []
             held, start = 0, perf_counter()
             for text, settings in pack[len(outcomes) :]:
                 problem = _attempt(build_problem, text)
-                batch.append((problem, settings, seed_of(text)))
+                batch.append((problem, text, settings))
                 if isinstance(problem, BlockQuadratic):
                     entries = problem.packed().data.size
                     lanes = entries <= MAX_LANE_HESSIAN
@@ -128,51 +127,53 @@ def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
         return error
 
 
-def _run_batch(batch: list[tuple[Any, list[str], int]], start: float) -> list[list[Outcome]]:
-    runs = [(problem, text, seed) for problem, texts, seed in batch for text in texts]
-    settings = {text: _attempt(build_setting, text) for text in dict.fromkeys(text for _, text, _ in runs)}
-    results: list[Any] = [None] * len(runs)
-    together: dict[tuple[str, ...], list[int]] = {}
-    for k, (problem, text, _) in enumerate(runs):
-        setting = settings[text]
-        if isinstance(setting, Exception) or isinstance(problem, Exception):
-            results[k] = setting if isinstance(setting, Exception) else problem
+def _run_batch(batch: list[tuple[Any, str, list[str]]], start: float) -> list[list[Outcome]]:
+    of: dict[str, list[tuple[Any, str]]] = {}  # the problems of each setting
+    for problem, name, texts in batch:
+        for text in texts:
+            of.setdefault(text, []).append((problem, name))
+    results: dict[str, list[Any]] = {}
+    together: dict[tuple[str, ...], list[tuple[str, Setting]]] = {}
+    for text, problems in of.items():
+        setting = _attempt(build_setting, text)
+        if isinstance(setting, Setting):
+            together.setdefault(setting.statistics, []).append((text, setting))
         else:
-            together.setdefault(setting.statistics, []).append(k)
+            results[text] = [setting] * len(problems)
     for statistics, members in together.items():
-        jobs = [(problem, settings[text], seed) for problem, text, seed in map(runs.__getitem__, members)]
-        for k, (_, setting, _), result in zip(members, jobs, _solve(jobs, statistics), strict=True):
-            results[k] = _attempt(setting.completed, result) if isinstance(result, Run) else result
-    share = (perf_counter() - start) / max(1, len(runs))
-    alike: dict[str, list[Run]] = {}
-    for (_, text, _), result in zip(runs, results, strict=True):
-        if isinstance(result, Run):
-            alike.setdefault(text, []).append(result)
-    numbers = {text: iter(_numbers(of_one)) for text, of_one in alike.items()}
-    ended = zip(runs, results, strict=True)
-    return [
-        [
-            (str(result.status), next(numbers[text]), None, share)
-            if isinstance(result, Run)
-            else (FAILED, "{}", _told(result), share)
-            for (_, text, _), result in islice(ended, len(texts))
+        jobs = [
+            (problem, name, setting)
+            for text, setting in members
+            for problem, name in of[text]
+            if isinstance(problem, BlockQuadratic)
         ]
-        for _, texts, _ in batch
-    ]
+        solved = iter(_solve(jobs, statistics))
+        for text, setting in members:
+            results[text] = [
+                _attempt(setting.completed, next(solved)) if isinstance(problem, BlockQuadratic) else problem
+                for problem, _ in of[text]
+            ]
+    share = (perf_counter() - start) / max(1, sum(map(len, results.values())))
+    outcomes = {text: iter(_outcomes(of_one, share)) for text, of_one in results.items()}
+    return [[next(outcomes[text]) for text in texts] for *_, texts in batch]
 
 
 def _solve(
-    jobs: list[tuple[BlockQuadratic, Setting, int]], statistics: tuple[str, ...]
+    jobs: list[tuple[BlockQuadratic, str, Setting]], statistics: tuple[str, ...]
 ) -> list[Run | Exception]:
     """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
     try:
+        problems = [setting.noisy(problem) for problem, _, setting in jobs]
         return list(
             solve_many(
-                [setting.noisy(problem) for problem, setting, _ in jobs],
-                [setting.method for _, setting, _ in jobs],
-                [setting.stop for _, setting, _ in jobs],
-                max_iterations=[setting.max_iterations for _, setting, _ in jobs],
-                noise_seed=[seed for *_, seed in jobs],
+                problems,
+                [setting.method for *_, setting in jobs],
+                [setting.stop for *_, setting in jobs],
+                max_iterations=[setting.max_iterations for *_, setting in jobs],
+                noise_seed=[
+                    seed_of(name) if problem.is_noisy else 0
+                    for problem, (_, name, _) in zip(problems, jobs, strict=True)
+                ],
                 statistics=statistics,
                 progress=False,
             )
@@ -184,8 +185,21 @@ def _solve(
         return [_solve([job], statistics)[0] for job in jobs]
 
 
+def _outcomes(results: list[Run | Exception], seconds: float) -> list[Outcome]:
+    """Return what became of the runs of one setting."""
+    numbers = iter(_numbers([result for result in results if isinstance(result, Run)]))
+    return [
+        (str(result.status), next(numbers), None, seconds)
+        if isinstance(result, Run)
+        else (FAILED, "{}", _told(result), seconds)
+        for result in results
+    ]
+
+
 def _numbers(runs: list[Run]) -> list[str]:
     """Return the results of runs of one setting as JSON; by columns, which takes a third of the time."""
+    if not runs:
+        return []
     columns: dict[str, list[float | None]] = {
         "iterations": [run.iterations for run in runs],
         "resolved_learning_rate": [run.learning_rate for run in runs],

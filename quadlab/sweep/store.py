@@ -47,16 +47,16 @@ INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
 WHERE runs.status = 'failed'
 """
 
-_READ = "SELECT key, config, status, result, error, seconds, checksum FROM runs"
 
 #: What became of a run: status, result, error, seconds.
 Outcome = tuple[str, str, str | None, float]
 #: Key, configuration and outcome.
-Row = tuple[str, str, str, str, str | None, float]
+Row = tuple[str, str, Outcome]
 
 
-def _checksum(key: str, config: str, status: str, result: str, error: str | None, seconds: float) -> int:
+def _checksum(key: str, config: str, outcome: Outcome) -> int:
     """Return the CRC-32 of what a row says, all but the wall time."""
+    status, result, error, _ = outcome
     return zlib.crc32(f"{key}\0{config}\0{status}\0{result}\0{error or ''}".encode())
 
 
@@ -80,7 +80,7 @@ class Store:
     Examples
     --------
     >>> with closing(Store(None)) as store:
-    ...     store.write([("k", "{}", "converged", '{"iterations":3}', None, 0.1)])
+    ...     store.write([("k", "{}", ("converged", '{"iterations":3}', None, 0.1))])
     ...     store.read(["k", "other"])
     {'k': ('converged', '{"iterations":3}', None, 0.1)}
     """
@@ -135,7 +135,13 @@ class Store:
         """Write rows in one transaction: all of them, or none and an OSError."""
         try:
             with _Transaction(self._db):
-                self._db.executemany(_WRITE, [(*row, _checksum(*row)) for row in rows])
+                self._db.executemany(
+                    _WRITE,
+                    [
+                        (key, config, *outcome, _checksum(key, config, outcome))
+                        for key, config, outcome in rows
+                    ],
+                )
         except sqlite3.Error as error:
             raise _explained(error, self.path) from None
 
@@ -151,15 +157,12 @@ class Store:
         found: dict[str, Outcome] = {}
         try:
             self._version = self._data_version()
-            for *row, checksum in self._db.execute(
-                "SELECT key, config, status, result, error, seconds, checksum FROM runs"
-            ):
-                if row[0] in wanted:
-                    if _checksum(*row) != checksum:
-                        raise ValueError(
-                            f"store {self.path} is damaged: run {row[0]} is not what was written"
-                        )
-                    found[row[0]] = tuple(row[2:])
+            for key, config, *values, checksum in self._db.execute("SELECT * FROM runs"):
+                if key in wanted:
+                    status, result, error, seconds = values
+                    found[key] = outcome = status, result, error, seconds
+                    if _checksum(key, config, outcome) != checksum:
+                        raise ValueError(f"store {self.path} is damaged: run {key} is not what was written")
         except sqlite3.Error as error:
             raise _explained(error, self.path) from None
         return found
