@@ -5,6 +5,9 @@ not at all, whatever kills the process, and lets several processes write to one 
 the run's configuration and of the versions that matter, so a run is never stored twice, and never mistaken
 for one that another version computed.
 
+A killed process loses nothing that was committed. A machine that loses its power may lose the last
+transactions (SQLite's ``synchronous = NORMAL``), not the file: what is missing is run again.
+
 A store is looked at before it is opened for writing: one that is of another schema, damaged, or no store at
 all is left as it is.
 """
