@@ -16,7 +16,7 @@ from quadlab.cli import main
 from quadlab.sweep import engines, estimate, read_grid, sweep
 from quadlab.sweep.configuration import block_family, build_problem, build_setting, seed_of
 from quadlab.sweep.grid import SCHEMA
-from quadlab.sweep.store import STORE_SCHEMA
+from quadlab.sweep.store import STORE_SCHEMA, Store
 from sweep_helpers import Lion, scaled
 from sweep_kills import content, stored
 
@@ -305,6 +305,45 @@ def test_a_stored_run_is_not_run_again(tmp_path, monkeypatch):
     again = sweep(SMALL, path)
     assert content(again) == content(first)
     assert again["seconds"].tolist() == first["seconds"].tolist()
+
+
+def test_a_table_from_memory_is_the_table_of_the_file(tmp_path, monkeypatch):
+    """Runs that this sweep wrote are not read back, and are to the bit what a later read gives."""
+    path = tmp_path / "s.sqlite"
+    reads = []
+    real = Store.read
+    monkeypatch.setattr(Store, "read", lambda store, keys: reads.append(real(store, keys)) or reads[-1])
+    grid = {
+        "problem": "sweep_helpers:sometimes_malformed",
+        "index": range(1, 9),
+        "method": ["gd:1e-4", "gd:1", "signsgd:lambda_p"],
+        "eps": [1e-2, 1e6],
+        "max_iterations": [0, 100],
+        "statistics": ["sup_lambda_g", "parameter_weighted"],
+    }
+    first = sweep(grid, path)
+    assert len(reads) == 1  # what was there before
+    assert set(first.statuses) == {"converged", "diverged", "failed", "max_iterations"}
+    again = sweep(grid, path)
+    assert [repr(row) for row in again.rows()] == [repr(row) for row in first.rows()]
+    assert sweep(grid).names == first.names
+
+
+def test_runs_that_another_sweep_stored_meanwhile_are_read(tmp_path, monkeypatch):
+    """The one that came first is kept: the table tells its rows, and the store holds each run once."""
+    path = tmp_path / "s.sqlite"
+    real, others = engines.run_pack, []
+
+    def overtaken(*arguments):
+        if not others:
+            others.append(None)
+            others[0] = sweep(SMALL, path)
+        return real(*arguments)
+
+    monkeypatch.setattr(engines, "run_pack", overtaken)
+    table = sweep(SMALL, path)
+    assert list(table.rows()) == list(others[0].rows())  # wall times too
+    assert len(stored(path)) == len(table)
 
 
 def test_other_versions_are_other_runs(tmp_path, monkeypatch):

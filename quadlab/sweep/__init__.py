@@ -71,8 +71,8 @@ from typing import Any
 
 from quadlab._progress import progress_bar
 from quadlab.sweep.engines import PACK_SECONDS, Group, Packs, compute, engine_of, run_pack
-from quadlab.sweep.grid import Grid, joined, key_of, read_grid, versions
-from quadlab.sweep.store import FAILED, Row, Store
+from quadlab.sweep.grid import Grid, joined, read_grid, versions
+from quadlab.sweep.store import FAILED, Outcome, Store
 from quadlab.sweep.table import Table
 
 __all__ = ["Estimate", "Grid", "Table", "estimate", "read_grid", "sweep"]
@@ -134,45 +134,41 @@ def sweep(
     if not pack_seconds > 0:
         raise ValueError(f"pack_seconds must be positive, received {pack_seconds}")
     with closing(Store(store)) as rows:
-        known = dict(rows.statuses(runs.keys))
+        known = rows.read(runs.keys)
         todo = _to_do(runs, known, retry_failed)
         if todo:
             runs.check()
-            _run(runs, todo, rows, executor, progress, pack_seconds)
-        return Table(runs, rows.rows(runs.keys))
+            missing = sum(map(len, todo.values()))
+            bar = progress_bar(progress, total=len(runs), initial=len(runs) - missing, unit="run")
+            packs = Packs(deque(_groups(todo)), pack_seconds)
+            with bar, closing(compute(packs, engine_of(executor))) as ended:
+                for groups in ended:
+                    done = [
+                        (todo[problem][setting], joined(problem, setting), outcome)
+                        for (problem, settings), outcomes in groups
+                        for setting, outcome in zip(settings, outcomes, strict=True)
+                    ]
+                    rows.write(done)
+                    known.update((key, outcome) for key, _, outcome in done)
+                    bar.update(len(done))
+            if not rows.is_own():  # another sweep may have been first with some of these runs
+                known = rows.read(runs.keys)
+        return Table(runs, [known[key] for key in runs.keys])
 
 
-def _to_do(runs: Grid, known: dict[str, str], retry_failed: bool) -> list[int]:
-    return [
-        run
-        for run, key in enumerate(runs.keys)
-        if key not in known or (retry_failed and known[key] == FAILED)
-    ]
+def _to_do(runs: Grid, known: dict[str, Outcome], retry_failed: bool) -> dict[str, dict[str, str]]:
+    """Return the keys of the runs to do, by problem (those of one structure in a row) and setting."""
+    todo: dict[str, dict[str, str]] = {}
+    for key, problem, setting in zip(
+        runs.keys, runs.problem_of.tolist(), runs.setting_of.tolist(), strict=True
+    ):
+        if key not in known or (retry_failed and known[key][0] == FAILED):
+            todo.setdefault(runs.problems[problem], {})[runs.settings[setting]] = key
+    return dict(sorted(todo.items(), key=lambda item: re.sub(r'"seed":[^,}]*', "", item[0])))
 
 
-def _groups(runs: Grid, todo: list[int]) -> list[Group]:
-    """Return the runs by problem, problems of one structure near one another."""
-    settings: dict[int, list[str]] = {}
-    for problem, setting in zip(runs.problem_of[todo].tolist(), runs.setting_of[todo].tolist(), strict=True):
-        settings.setdefault(problem, []).append(runs.settings[setting])
-    groups = [(runs.problems[k], texts) for k, texts in settings.items()]
-    return sorted(groups, key=lambda group: re.sub(r'"seed":[^,}]*', "", group[0]))
-
-
-def _run(
-    runs: Grid, todo: list[int], store: Store, executor: Any, progress: bool | None, pack_seconds: float
-) -> None:
-    packs = Packs(deque(_groups(runs, todo)), pack_seconds)
-    bar = progress_bar(progress, total=len(runs), initial=len(runs) - len(todo), unit="run")
-    with bar, closing(compute(packs, engine_of(executor))) as ended:
-        for groups in ended:
-            rows = [
-                Row(key_of(config := joined(problem, setting)), config, *outcome)
-                for (problem, settings), outcomes in groups
-                for setting, outcome in zip(settings, outcomes, strict=True)
-            ]
-            store.write(rows)
-            bar.update(len(rows))
+def _groups(todo: dict[str, dict[str, str]]) -> list[Group]:
+    return [(problem, list(keys)) for problem, keys in todo.items()]
 
 
 @dataclass(frozen=True)
@@ -228,13 +224,14 @@ def estimate(
     """
     runs = read_grid(grid)
     with closing(Store(store, write=False)) as rows:
-        known = dict(rows.statuses(runs.keys))
+        known = rows.read(runs.keys)
     todo = _to_do(runs, known, retry_failed)
-    failed = sum(status == FAILED for status in known.values())
+    failed = sum(status == FAILED for status, *_ in known.values())
+    missing = sum(map(len, todo.values()))
     sample, per_run = 0, None
     if todo:
         runs.check()
-        groups = _groups(runs, todo)
+        groups = _groups(todo)
         begin, count = perf_counter(), 1
         while True:  # ever more problems, spread over the grid
             chosen = [groups[k * len(groups) // count] for k in range(min(count, len(groups)))]
@@ -250,8 +247,8 @@ def estimate(
         runs=len(runs),
         stored=len(known) - failed,
         failed=failed,
-        to_do=len(todo),
+        to_do=missing,
         sample=sample,
         seconds_per_run=per_run,
-        seconds=0.0 if per_run is None else per_run * len(todo) / workers,
+        seconds=0.0 if per_run is None else per_run * missing / workers,
     )

@@ -37,9 +37,9 @@ from quadlab.bases import one_blas_thread
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import MAX_LANE_HESSIAN, MAX_LANES, solve_many
-from quadlab.sweep.configuration import PROBLEM_STATISTICS, Setting, build_problem, build_setting, seed_of
+from quadlab.sweep.configuration import Setting, build_problem, build_setting, seed_of
 from quadlab.sweep.grid import canonical, versions
-from quadlab.sweep.store import FAILED
+from quadlab.sweep.store import FAILED, Outcome
 
 #: Wall time a pack should take; it gives back what it has not begun after four times as long.
 PACK_SECONDS = 0.5
@@ -52,8 +52,6 @@ DEATHS = 2
 
 #: One problem and its runs, both halves of a configuration as canonical JSON.
 Group = tuple[str, list[str]]
-#: status, result, error, seconds of one run.
-Outcome = tuple[str, str, str | None, float]
 
 
 # -- in the worker -------------------------------------------------------------------------------------------
@@ -110,11 +108,11 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     lanes = False
     with _ONE_THREAD:
         while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
-            batch: list[tuple[BlockQuadratic | Exception, list[str], int]] = []
+            batch: list[tuple[BlockQuadratic | Exception, str, list[str]]] = []
             held, start = 0, perf_counter()
             for text, settings in pack[len(outcomes) :]:
                 problem = _attempt(build_problem, text)
-                batch.append((problem, settings, seed_of(text)))
+                batch.append((problem, text, settings))
                 if isinstance(problem, BlockQuadratic):
                     entries = problem.packed().data.size
                     lanes = entries <= MAX_LANE_HESSIAN
@@ -125,49 +123,60 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     return PackResult(outcomes, perf_counter() - begin, lanes)
 
 
-def _attempt(function: Callable[[str], Any], text: str) -> Any:
+def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        return function(text)
+        return function(argument)
     except Exception as error:
         return error
 
 
-def _run_batch(batch: list[tuple[Any, list[str], int]], start: float) -> list[list[Outcome]]:
-    settings: dict[str, Any] = {}
-    results: list[list[Any]] = []
-    together: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    for k, (problem, texts, _) in enumerate(batch):
-        results.append([problem] * len(texts))
-        for j, text in enumerate(texts):
-            if text not in settings:
-                settings[text] = _attempt(build_setting, text)
-            if isinstance(settings[text], Exception):
-                results[k][j] = settings[text]
-            elif isinstance(problem, BlockQuadratic):
-                together.setdefault(settings[text].statistics, []).append((k, j))
-    for statistics, places in together.items():
-        jobs = [(batch[k][0], settings[batch[k][1][j]], batch[k][2]) for k, j in places]
-        for (k, j), result in zip(places, _solve(jobs, statistics), strict=True):
-            results[k][j] = result
-    share = (perf_counter() - start) / max(1, sum(map(len, results)))
-    return [
-        [_outcome(result, settings[text], share) for result, text in zip(row, texts, strict=True)]
-        for row, (_, texts, _) in zip(results, batch, strict=True)
-    ]
+def _run_batch(batch: list[tuple[Any, str, list[str]]], start: float) -> list[list[Outcome]]:
+    of: dict[str, list[tuple[Any, str]]] = {}  # the problems of each setting
+    for problem, name, texts in batch:
+        for text in texts:
+            of.setdefault(text, []).append((problem, name))
+    results: dict[str, list[Any]] = {}
+    together: dict[tuple[str, ...], list[tuple[str, Setting]]] = {}
+    for text, problems in of.items():
+        setting = _attempt(build_setting, text)
+        if isinstance(setting, Setting):
+            together.setdefault(setting.statistics, []).append((text, setting))
+        else:
+            results[text] = [setting] * len(problems)
+    for statistics, members in together.items():
+        jobs = [
+            (problem, name, setting)
+            for text, setting in members
+            for problem, name in of[text]
+            if isinstance(problem, BlockQuadratic)
+        ]
+        solved = iter(_solve(jobs, statistics))
+        for text, setting in members:
+            results[text] = [
+                _attempt(setting.completed, next(solved)) if isinstance(problem, BlockQuadratic) else problem
+                for problem, _ in of[text]
+            ]
+    share = (perf_counter() - start) / max(1, sum(map(len, results.values())))
+    outcomes = {text: iter(_outcomes(of_one, share)) for text, of_one in results.items()}
+    return [[next(outcomes[text]) for text in texts] for *_, texts in batch]
 
 
 def _solve(
-    jobs: list[tuple[BlockQuadratic, Setting, int]], statistics: tuple[str, ...]
+    jobs: list[tuple[BlockQuadratic, str, Setting]], statistics: tuple[str, ...]
 ) -> list[Run | Exception]:
     """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
     try:
+        problems = [setting.noisy(problem) for problem, _, setting in jobs]
         return list(
             solve_many(
-                [setting.noisy(problem) for problem, setting, _ in jobs],
-                [setting.method for _, setting, _ in jobs],
-                [setting.stop for _, setting, _ in jobs],
-                max_iterations=[setting.max_iterations for _, setting, _ in jobs],
-                noise_seed=[seed for *_, seed in jobs],
+                problems,
+                [setting.method for *_, setting in jobs],
+                [setting.stop for *_, setting in jobs],
+                max_iterations=[setting.max_iterations for *_, setting in jobs],
+                noise_seed=[
+                    seed_of(name) if problem.is_noisy else 0
+                    for problem, (_, name, _) in zip(problems, jobs, strict=True)
+                ],
                 statistics=statistics,
                 progress=False,
             )
@@ -179,28 +188,49 @@ def _solve(
         return [_solve([job], statistics)[0] for job in jobs]
 
 
-def _outcome(result: Any, setting: Any, seconds: float) -> Outcome:
-    if isinstance(result, Run):
-        values: dict[str, Any] = {
-            "iterations": result.iterations,
-            "resolved_learning_rate": result.learning_rate,
-            "tolerance": result.tolerance,
-            **{f"initial_{name}": value for name, value in result.initial.items()},
-            **{f"final_{name}": value for name, value in result.final.items()},
-            **result.statistics,
-        }
-        try:
-            for name in setting.problem_statistics:
-                values[name] = PROBLEM_STATISTICS[name](result.problem)
-        except Exception as error:
-            return _outcome(error, setting, seconds)
-        try:
-            text = canonical(values)
-        except ValueError:  # JSON has no NaN and no infinity
-            text = canonical({k: v if v is None or math.isfinite(v) else None for k, v in values.items()})
-        return str(result.status), text, None, seconds
-    text = " ".join(str(result).split()) or "no message"
-    return FAILED, "{}", text if type(result) is ValueError else f"{type(result).__name__}: {text}", seconds
+def _outcomes(results: list[Run | Exception], seconds: float) -> list[Outcome]:
+    """Return what became of the runs of one setting."""
+    numbers = iter(_numbers([result for result in results if isinstance(result, Run)]))
+    return [
+        (str(result.status), next(numbers), None, seconds)
+        if isinstance(result, Run)
+        else (FAILED, "{}", _told(result), seconds)
+        for result in results
+    ]
+
+
+def _numbers(runs: list[Run]) -> list[str]:
+    """Return the results of runs of one setting as JSON; by columns, which takes a third of the time."""
+    if not runs:
+        return []
+    columns: dict[str, list[float | None]] = {
+        "iterations": [run.iterations for run in runs],
+        "resolved_learning_rate": [run.learning_rate for run in runs],
+        "tolerance": [run.tolerance for run in runs],
+    }
+    tables: list[tuple[str, list[Any]]] = [
+        ("initial_", [run.initial for run in runs]),
+        ("final_", [run.final for run in runs]),
+        ("", [run.statistics for run in runs]),
+    ]
+    for prefix, of_runs in tables:
+        columns |= {prefix + name: [table[name] for table in of_runs] for name in of_runs[0]}
+    names = sorted(columns)
+    form = "{" + ",".join(f'"{name}":%s' for name in names) + "}"
+    return [form % row for row in zip(*(_encoded(columns[name]) for name in names), strict=True)]
+
+
+def _encoded(numbers: list[float | None]) -> list[str]:
+    try:
+        text = canonical(numbers)
+    except ValueError:  # JSON has no NaN and no infinity
+        text = canonical([x if x is None or math.isfinite(x) else None for x in numbers])
+    return text[1:-1].split(",")
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
 
 
 def _serve(connection: Any) -> None:

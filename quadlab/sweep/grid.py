@@ -16,10 +16,10 @@ is their union, in which a run that occurs twice counts once. The names are thos
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -134,20 +134,16 @@ def read_grid(spec: Any) -> Grid:
     if not tables:
         raise ValueError("a grid needs at least one table, received none")
     parts = tuple(_part(table) for table in tables)
-    problems: dict[str, int] = {}
-    settings: dict[str, int] = {}
-    rows: dict[str, tuple[int, int]] = {}
-    for part in parts:
-        for problem, setting in _halves(part):
-            key = key_of(joined(problem, setting))
-            rows[key] = (
-                problems.setdefault(problem, len(problems)),
-                settings.setdefault(setting, len(settings)),
-            )
-    if len(parts) == 1 and len(rows) != math.prod(len(f.points) for f in parts[0]):
+    problems, problem_of = _halves(parts, of_run=False)
+    settings, setting_of = _halves(parts, of_run=True)
+    _, first = np.unique(problem_of * len(settings) + setting_of, return_index=True)
+    if len(parts) == 1 and len(first) != len(problem_of):
         raise ValueError("an axis has the same value twice")
-    pairs = np.array(list(rows.values()), dtype=np.int64)
-    return Grid(parts, list(problems), list(settings), pairs[:, 0], pairs[:, 1], list(rows))
+    first.sort()
+    problem_of, setting_of = problem_of[first], setting_of[first]
+    pairs = zip(problem_of.tolist(), setting_of.tolist(), strict=True)
+    keys = [key_of(joined(problems[k], settings[j])) for k, j in pairs]
+    return Grid(parts, problems, settings, problem_of, setting_of, keys)
 
 
 def _part(table: Any) -> tuple[Factor, ...]:
@@ -224,27 +220,34 @@ def _values(name: str, values: Any) -> list[Any]:
     return [values]
 
 
-def _halves(part: tuple[Factor, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the two halves of each configuration, last axis fastest, as canonical JSON."""
+def _halves(parts: tuple[tuple[Factor, ...], ...], of_run: bool) -> tuple[list[str], np.ndarray]:
+    """Return the problems (or the settings) of all runs, each once, and which each run has.
 
-    def walk(k: int, fragments: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        if k == len(part):
-            fragments = sorted(fragments)
-            problem = ",".join(text for name, text in fragments if name not in RUN_NAMES)
-            setting = ",".join(text for name, text in fragments if name in RUN_NAMES)
-            yield "{" + problem + "}", "{" + setting + "}"
-        else:
-            for texts in encoded[k]:
-                yield from walk(k + 1, fragments + texts)
-
-    encoded = [
-        [
-            [(name, f"{json.dumps(name)}:{canonical(value)}") for name, value in point.items()]
-            for point in f.points
+    Last axis fastest. A half is the product of what the factors set of it, so that thousands of runs need no
+    more than the arithmetic of their indices.
+    """
+    halves: dict[str, int] = {}
+    which = []
+    for part in parts:
+        index, own = np.zeros(1, dtype=np.int64), []
+        for factor in part:
+            texts: dict[tuple[tuple[str, str], ...], int] = {}
+            of = []
+            for point in factor.points:
+                text = [
+                    (name, f"{json.dumps(name)}:{canonical(value)}")
+                    for name, value in point.items()
+                    if (name in RUN_NAMES) == of_run
+                ]
+                of.append(texts.setdefault(tuple(sorted(text)), len(texts)))
+            own.append(texts)
+            index = (index[:, None] * len(texts) + of).ravel()
+        codes = [
+            halves.setdefault("{" + ",".join(text for _, text in sorted(sum(choice, ()))) + "}", len(halves))
+            for choice in itertools.product(*own)
         ]
-        for f in part
-    ]
-    return walk(0, [])
+        which.append(np.array(codes)[index])
+    return list(halves), np.concatenate(which)
 
 
 def canonical(value: Any) -> str:

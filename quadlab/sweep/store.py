@@ -5,6 +5,9 @@ not at all, whatever kills the process, and lets several processes write to one 
 the run's configuration and of the versions that matter, so a run is never stored twice, and never mistaken
 for one that another version computed.
 
+A killed process loses nothing that was committed. A machine that loses its power may lose the last
+transactions (SQLite's ``synchronous = NORMAL``), not the file: what is missing is run again.
+
 A store is looked at before it is opened for writing: one that is of another schema, damaged, or no store at
 all is left as it is.
 """
@@ -14,11 +17,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from time import sleep
-from typing import Any, NamedTuple
+from typing import Any
 
 #: Of the layout below; other layouts are refused.
 STORE_SCHEMA = 1
@@ -48,20 +51,16 @@ WHERE runs.status = 'failed'
 """
 
 
-class Row(NamedTuple):
-    """One stored run."""
+#: What became of a run: status, result, error, seconds.
+Outcome = tuple[str, str, str | None, float]
+#: Key, configuration and outcome.
+Row = tuple[str, str, Outcome]
 
-    key: str
-    config: str
-    status: str
-    result: str
-    error: str | None
-    seconds: float
 
-    @property
-    def checksum(self) -> int:
-        """CRC-32 of what the row says, all but the wall time."""
-        return zlib.crc32("\0".join([*self[:4], self.error or ""]).encode())
+def _checksum(key: str, config: str, outcome: Outcome) -> int:
+    """Return the CRC-32 of what a row says, all but the wall time."""
+    status, result, error, _ = outcome
+    return zlib.crc32(f"{key}\0{config}\0{status}\0{result}\0{error or ''}".encode())
 
 
 class Store:
@@ -84,9 +83,9 @@ class Store:
     Examples
     --------
     >>> with closing(Store(None)) as store:
-    ...     store.write([Row("k", "{}", "converged", '{"iterations":3}', None, 0.1)])
-    ...     dict(store.statuses(["k", "other"]))
-    {'k': 'converged'}
+    ...     store.write([("k", "{}", ("converged", '{"iterations":3}', None, 0.1))])
+    ...     store.read(["k", "other"])
+    {'k': ('converged', '{"iterations":3}', None, 0.1)}
     """
 
     def __init__(self, path: str | Path | None, write: bool = True) -> None:
@@ -139,19 +138,18 @@ class Store:
         """Write rows in one transaction: all of them, or none and an OSError."""
         try:
             with _Transaction(self._db):
-                self._db.executemany(_WRITE, ((*row, row.checksum) for row in rows))
+                self._db.executemany(
+                    _WRITE,
+                    [
+                        (key, config, *outcome, _checksum(key, config, outcome))
+                        for key, config, outcome in rows
+                    ],
+                )
         except sqlite3.Error as error:
             raise _explained(error, self.path) from None
 
-    def statuses(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Yield (key, status) of the keys that are stored."""
-        wanted = set(keys)
-        for key, status in self._read("SELECT key, status FROM runs"):
-            if key in wanted:
-                yield key, status
-
-    def rows(self, keys: Iterable[str]) -> Iterator[Row]:
-        """Yield the stored rows of the keys, in the order of the file.
+    def read(self, keys: Iterable[str]) -> dict[str, Outcome]:
+        """Return what is stored of the keys.
 
         Raises
         ------
@@ -159,19 +157,31 @@ class Store:
             If a row is not what was written.
         """
         wanted = set(keys)
-        columns = "key, config, status, result, error, seconds, checksum"
-        for *values, checksum in self._read(f"SELECT {columns} FROM runs"):
-            if values[0] in wanted:
-                row = Row(*values)
-                if row.checksum != checksum:
-                    raise ValueError(f"store {self.path} is damaged: run {row.key} is not what was written")
-                yield row
-
-    def _read(self, statement: str) -> Iterator[Any]:
+        found: dict[str, Outcome] = {}
         try:
-            yield from self._db.execute(statement)
+            self._version = self._data_version()
+            for key, config, *values, checksum in self._db.execute("SELECT * FROM runs"):
+                if key in wanted:
+                    status, result, error, seconds = values
+                    found[key] = outcome = status, result, error, seconds
+                    if _checksum(key, config, outcome) != checksum:
+                        raise ValueError(f"store {self.path} is damaged: run {key} is not what was written")
         except sqlite3.Error as error:
             raise _explained(error, self.path) from None
+        return found
+
+    def is_own(self) -> bool:
+        """Return whether nobody else has written since `read`.
+
+        Then the file holds what was read and what this object wrote, and need not be read again.
+        """
+        try:
+            return self._data_version() == self._version
+        except sqlite3.Error as error:
+            raise _explained(error, self.path) from None
+
+    def _data_version(self) -> int:
+        return self._db.execute("PRAGMA data_version").fetchone()[0]
 
     def close(self) -> None:
         """Close the file; what was written stays."""

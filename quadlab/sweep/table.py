@@ -7,9 +7,9 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from quadlab._arrays import shown
 from quadlab.problem import BlockQuadratic
 from quadlab.sweep.configuration import build_problem, build_setting
 from quadlab.sweep.grid import Grid, canonical
-from quadlab.sweep.store import FAILED, Row
+from quadlab.sweep.store import FAILED, Outcome
 
 if TYPE_CHECKING:
     import xarray
@@ -48,30 +48,24 @@ class Table:
         Name and length of each axis with more than one point; ``table.array(name)`` has this shape.
     """
 
-    def __init__(self, grid: Grid, rows: Iterable[Row]) -> None:
-        place = {key: run for run, key in enumerate(grid.keys)}
-        columns: dict[str, list[Any]] = {name: [None] * len(grid) for name in _FIRST + _LAST}
-        rows = iter(rows)
-        while some := list(islice(rows, 4096)):
-            # One call for many rows: most of the time of json.loads is in its beginning.
-            for row, values in zip(some, json.loads(f"[{','.join(r.result for r in some)}]"), strict=True):
-                run = place[row.key]
-                columns["status"][run] = row.status
-                columns["error"][run] = row.error
-                columns["seconds"][run] = row.seconds
-                for name, value in values.items():
-                    if name not in columns:
-                        columns[name] = [None] * len(grid)
-                    columns[name][run] = value
+    def __init__(self, grid: Grid, outcomes: Sequence[Outcome]) -> None:
+        statuses, results, errors, seconds = zip(*outcomes, strict=True)
+        columns: dict[str, list[Any]] = {name: [] for name in _FIRST[1:]}
+        for begin in range(0, len(grid), 4096):
+            tables = _parsed(results[begin : begin + 4096])
+            for name in dict.fromkeys(chain(columns, *tables)):
+                column = columns.setdefault(name, [None] * begin)
+                column += [table.get(name) for table in tables]
+        columns |= {"status": list(statuses), "error": list(errors), "seconds": list(seconds)}
         self.grid = grid
         self.axes = grid.dims
         settings: dict[str, list[Any]] = {}
         for texts, of in ((grid.problems, grid.problem_of), (grid.settings, grid.setting_of)):
-            tables = [json.loads(text) for text in texts]
-            for name in dict.fromkeys(name for table in tables for name in table):
+            tables, indices = _parsed(texts), of.tolist()
+            for name in dict.fromkeys(chain.from_iterable(tables)):
                 if not name.endswith("_digest"):
                     values = [table.get(name) for table in tables]
-                    settings[name] = [values[k] for k in of.tolist()]
+                    settings[name] = [values[k] for k in indices]
         middle = sorted(set(columns) - {*_FIRST, *_LAST})
         self._lists = settings | {name: columns[name] for name in (*_FIRST, *middle, *_LAST)}
         self.names = list(self._lists)
@@ -183,6 +177,11 @@ class Table:
             )
             body += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
         return f"<p>{escape(repr(self)[1:-1])}</p><table><tr>{head}</tr>{body}</table>"
+
+
+def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Parse JSON tables in one call: most of the time of json.loads is in its beginning."""
+    return json.loads(f"[{','.join(texts)}]")
 
 
 def _array(values: list[Any]) -> np.ndarray:
