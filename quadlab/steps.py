@@ -53,13 +53,6 @@ RULES: dict[str, tuple[str, ...] | None] = {
     "line_search": None,
     "optimal": ("gd", "signsgd", "frozen_adam"),
 }
-_CODES = {
-    "lemma": codes.LEMMA,
-    "lambda_g": codes.LEMMA,
-    "lambda_p": codes.LEMMA,
-    "m_star": codes.M_STAR,
-    "line_search": codes.LINE_SEARCH,
-}
 
 
 @dataclass(frozen=True)
@@ -180,13 +173,22 @@ class Step(NamedTuple):
     schedule: Schedule | None = None
 
 
+#: The rules whose steps need no number of the problem.
+_OWN = {
+    "lemma": Step(codes.LEMMA),
+    "lambda_g": Step(codes.LEMMA),
+    "lambda_p": Step(codes.LEMMA),
+    "line_search": Step(codes.LINE_SEARCH),
+}
+
+
 def own_step(learning_rate: float | str | Schedule) -> Step | None:
     """Return what a learning rate is on any problem; None for a rule whose numbers are the problem's."""
     if isinstance(learning_rate, float):
         return Step(codes.CONSTANT, learning_rate)
     if isinstance(learning_rate, Schedule):
         return Step(codes.SCHEDULE, schedule=learning_rate)
-    return None if learning_rate in ("optimal", "m_star") else Step(_CODES[learning_rate])
+    return _OWN.get(learning_rate)
 
 
 def check_noise(learning_rate: float | str | Schedule) -> None:
