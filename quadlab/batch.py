@@ -49,6 +49,9 @@ _FOR_RULE = {
 
 # -- columns -------------------------------------------------------------------------------------------------
 
+_FIRST = np.zeros(1, dtype=np.int64)
+_FIRST.setflags(write=False)
+
 
 class Column(NamedTuple):
     """An argument of n runs.
@@ -74,7 +77,7 @@ class Column(NamedTuple):
     @classmethod
     def one(cls, value: Any) -> Column:
         """Return the column of a single run."""
-        return cls([value], np.zeros(1, dtype=np.int64))
+        return cls([value], _FIRST)
 
     def at(self, run: int) -> Any:
         """Return the value of a run."""
@@ -91,7 +94,7 @@ class Column(NamedTuple):
 
     def spread(self, numbers: Any) -> NDArray[Any]:
         """Return a number for each run, given one for each value."""
-        return np.array(numbers)[self.which]
+        return np.array(numbers).take(self.which)
 
 
 def columns(**arguments: Any) -> dict[str, Column]:
@@ -122,6 +125,8 @@ def combinations(*columns: IntArray) -> tuple[IntArray, IntArray]:
     """Return the first run of each combination of numbers >= 0, and the place of each run's combination."""
     n = columns[0].size
     first, which = np.zeros(min(n, 1), dtype=np.int64), np.zeros(n, dtype=np.int64)
+    if n <= 1:
+        return first, which
     for column in columns:
         if (column != column[:1]).any():
             # Renumbered each time, so that the key cannot overflow.

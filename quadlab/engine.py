@@ -172,7 +172,7 @@ def run_one(
 def _store(outcome: Outcome, k: int, job: Job, s: State, status: int, q: FloatArray) -> None:
     """Put a run that ended in the state s into row k."""
     outcome.statuses[k], outcome.iterations[k] = status, s.t
-    outcome.tolerances[k], outcome.peaks[k] = s.params[c.P_TOLERANCE], s.peak.sum()
+    outcome.tolerances[k], outcome.peaks[k] = s.params[c.P_TOLERANCE], s.peak.sum() if s.peak.size else 0.0
     outcome.points[k] = job.problem.minimizer + s.x
     outcome.accs[k], outcome.firsts[k], outcome.finals[k] = s.acc, s.first, q
 
@@ -194,7 +194,7 @@ def _iterate(
     kernel = entry.single()
     address = _addresses(job.method)[0]
     path = _path(job) if fused else c.GENERAL
-    code = np.append(job.codes, path)
+    code = np.array([*job.codes.tolist(), path])
     method, want = int(job.codes[METHOD]), int(job.codes[WANT])
     g = np.empty(size)
     d = np.empty(0 if method == c.GD else size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -163,21 +165,24 @@ def read_statistics(
     tail_starts: dict[str, FloatArray],
 ) -> list[dict[str, float | None]]:
     """Return the values of the named statistics of each run; None where no iteration gave one."""
+    if not names:
+        return [{} for _ in count]
     table: list[list[float | None]] = []
     with np.errstate(divide="ignore", invalid="ignore"):
         for name in names:
             values = STATISTICS[name].value(acc, count, peaks).tolist()
             known = count >= tail_starts[name] if name in tail_starts else count > 0
             table.append([v if k else None for v, k in zip(values, known.tolist(), strict=True)])
-    return [dict(zip(names, row, strict=True)) for row in zip(*table, strict=True)] or [{} for _ in count]
+    return [dict(zip(names, row, strict=True)) for row in zip(*table, strict=True)]
 
 
 def read_quantities(wants: np.ndarray, rows: FloatArray) -> list[dict[str, float]]:
     """Return by name what the kernels measured at one iteration of each run."""
     found: list[dict[str, float]] = [{} for _ in rows]
     bits = wants.tolist()
+    of_any = functools.reduce(operator.or_, set(bits), 0)
     for name, bit in _MEASURED.items():
-        if any(want & bit for want in set(bits)):
+        if of_any & bit:
             for own, want, value in zip(found, bits, QUANTITIES[name](rows).tolist(), strict=True):
                 if want & bit:
                     own[name] = value
