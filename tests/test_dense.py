@@ -59,7 +59,7 @@ def test_products_have_the_bits_of_the_plain_order(kind):
             out, outs = np.full(size, np.nan), np.full(4 * size, np.nan)
             symmetric_product(tiles(blocks[0][0]), blocks[0][1], out)
             together = np.concatenate([x for _, x in blocks])
-            fourfold_product(fourfold([matrix for matrix, _ in blocks]), together, outs)
+            fourfold_product(fourfold([matrix for matrix, _ in blocks]), together, outs, np.empty(8 * size))
         assert same_bits(out, wanted[0]), size
         assert same_bits(outs, np.concatenate(wanted)), size
 

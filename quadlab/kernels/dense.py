@@ -32,6 +32,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from quadlab.kernels import codes as c
 from quadlab.kernels.elements import outlined
 from quadlab.kernels.pointers import COMPILING
 from quadlab.kernels.vectors import Vectors, constant, transposed
@@ -280,13 +281,25 @@ four_columns, one_column = _fourfold_panel(4), _fourfold_panel(1)
 
 
 @outlined
-def fourfold_product(data, x, out):
+def fourfold_work(kinds, offsets):
+    """Return the entries of ``work`` that products of four blocks need."""
+    largest = 0
+    for block in range(kinds.size):
+        if kinds[block] == c.FOURFOLD:
+            largest = max(largest, offsets[block + 1] - offsets[block])
+    return 8 * largest
+
+
+@outlined
+def fourfold_product(data, x, out, work):
     """Write H x of four dense blocks of one size from their `fourfold` storage."""
     size = x.size // 4
-    factors, sums = np.empty((size, 4)), np.zeros((size, 4))
+    factors = work[: 4 * size].reshape(size, 4)
+    sums = work[4 * size : 8 * size].reshape(size, 4)
     x0, x1, x2, x3 = x[:size], x[size : 2 * size], x[2 * size : 3 * size], x[3 * size :]
     for i in range(size):
         factors[i, 0], factors[i, 1], factors[i, 2], factors[i, 3] = x0[i], x1[i], x2[i], x3[i]
+        sums[i, 0] = sums[i, 1] = sums[i, 2] = sums[i, 3] = 0.0
     at = 0
     low = 0
     while low < size:

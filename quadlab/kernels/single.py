@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from quadlab.kernels import codes as c
-from quadlab.kernels.dense import fourfold_product, symmetric_product
+from quadlab.kernels.dense import fourfold_product, fourfold_work, symmetric_product
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 from quadlab.kernels.pointers import single_function_at
 from quadlab.kernels.stream import advance_stream
@@ -63,8 +63,8 @@ def dense_product(matrix, x, out):
 
 
 @outlined
-def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
-    """Write H x into ``out``."""
+def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out, aside):
+    """Write H x into ``out``; ``aside`` has `fourfold_work` entries."""
     for block in range(kinds.size):
         low, high = offsets[block], offsets[block + 1]
         size = high - low
@@ -87,7 +87,7 @@ def hessian_product(kinds, offsets, data_offsets, reflectors, data, x, out):
         elif kinds[block] == c.FOURFOLD:
             if data_offsets[block + 1] > at:  # the first of four, with the data of all
                 high = offsets[block + 4]
-                fourfold_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high])
+                fourfold_product(data[at : data_offsets[block + 1]], x[low:high], out[low:high], aside)
         else:
             for i in range(size):
                 out[low + i] = x[low + i]
@@ -327,6 +327,7 @@ def build(sources):
         method, rule, stop, want, keep, path = code[0], code[1], code[2], code[3], code[4], code[5]
         t, cap, pause, schedule_start, row = clock[0], clock[1], clock[2], clock[3], clock[4]
         rows = noise.shape[0]
+        aside = np.empty(fourfold_work(kinds, offsets))
         source = noisy if rows > 0 else g
         direction = source if method == c.GD else d
         exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
@@ -348,7 +349,7 @@ def build(sources):
                                        state)  # fmt: skip
                 if t == pause:
                     break
-            hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g)
+            hessian_product(kinds, offsets, data_offsets, reflectors, data, x, g, aside)
             gradient_norms(want, offsets, g, q)
             if want & c.WANT_GRADIENT:
                 gradient_statistics(want, offsets, norms, support, x, g, q)
@@ -383,7 +384,7 @@ def build(sources):
                 if want & c.WANT_ALONG:
                     direction_statistics(exact, want, offsets, norms, g, direction, q)
                 if want & c.WANT_DHD:
-                    hessian_product(kinds, offsets, data_offsets, reflectors, data, direction, work)
+                    hessian_product(kinds, offsets, data_offsets, reflectors, data, direction, work, aside)
                     q[c.Q_DHD] = called_product_sum(offsets, direction, work)
                 if want & c.WANT_DENOMINATOR:
                     write_denominator(method, offsets, norms, lowest, params, acc, state, direction, work, q)
