@@ -45,7 +45,7 @@ MIN_TEAM = 1 << 16
 #: A batch of fewer runs, or what is left of a batch, goes one by one.
 LEAST_LANES = 6
 #: Lanes of a pack, and the bytes of vectors that a pack should stay under.
-MAX_LANES, MIN_LANES, LANE_BYTES = 128, 32, 1 << 18
+MAX_LANES, MIN_LANES, LANE_BYTES = 128, 32, 1 << 23
 #: Entries of H beyond which runs with different H go one by one.
 MAX_LANE_HESSIAN = 1 << 14
 #: Bytes of starts and Hessians put in one queue.
@@ -394,7 +394,7 @@ def _parts(batch: Batch, members: IntArray, threads: int) -> Iterator[IntArray]:
 
 def _width(size: int, runs: int) -> int:
     """Return the number of lanes: a multiple of 8 whose vectors stay in the cache."""
-    width = min(MAX_LANES, max(MIN_LANES, LANE_BYTES // (48 * size)))
+    width = min(MAX_LANES, max(MIN_LANES, LANE_BYTES // (48 * size) // 8 * 8))
     return max(8, min(width, 8 * math.ceil(runs / 8)))
 
 

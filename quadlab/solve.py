@@ -18,8 +18,6 @@ import numpy as np
 from quadlab._arrays import FloatArray, shown
 from quadlab.batch import WANT, Batch, Column, columns
 from quadlab.curvature import curvature
-from quadlab.engine import MAX_LANE_HESSIAN as MAX_LANE_HESSIAN
-from quadlab.engine import MAX_LANES as MAX_LANES
 from quadlab.engine import State, run_many, run_one
 from quadlab.kernels import codes as c
 from quadlab.methods import Method, check_method

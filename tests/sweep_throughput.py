@@ -24,8 +24,9 @@ from statistics import median
 from typing import Any
 
 from quadlab.bases import one_blas_thread
+from quadlab.engine import MAX_LANES
 from quadlab.kernels import entry
-from quadlab.solve import MAX_LANES, solve_many
+from quadlab.solve import solve_many
 from quadlab.sweep import read_grid, sweep
 from quadlab.sweep.configuration import build_problem, build_setting
 from quadlab.sweep.grid import Grid

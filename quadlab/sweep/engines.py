@@ -34,9 +34,10 @@ from typing import Any
 
 from quadlab._arrays import shown
 from quadlab.bases import one_blas_thread
+from quadlab.engine import MAX_LANE_HESSIAN, MAX_LANES
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
-from quadlab.solve import MAX_LANE_HESSIAN, MAX_LANES, solve_many
+from quadlab.solve import solve_many
 from quadlab.sweep.configuration import Setting, build_problem, build_setting, seed_of
 from quadlab.sweep.grid import canonical, versions
 from quadlab.sweep.store import FAILED, Outcome
