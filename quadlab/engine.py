@@ -237,11 +237,9 @@ def _iterate(
             call = len(s.times), at, record, clock
             status = team.run(
                 kernel,
-                (code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
-                 packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
-                 record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address),
-                (code, clock, packed.offsets, packed.data_offsets, packed.norms, packed.data, s.params,
-                 schedule, s.acc, s.x, s.state),
+                code, clock, packed.kinds, packed.offsets, packed.data_offsets, packed.reflectors,
+                packed.norms, lowest, packed.data, support, job.problem.minimizer, s.params, schedule, at,
+                record, s.x, g, d, work, s.state, s.peak, s.acc, q, s.first, noise, noisy, address,
             )  # fmt: skip
             pending = pending[_collect(s, *call) :]
             if cancelled is not None and cancelled.is_set():
@@ -266,19 +264,16 @@ class _Team:
         self._sums = np.zeros((2, 2, chunks))
         self._pool = ThreadPoolExecutor(self.ranks) if self.ranks > 1 else None
 
-    def run(self, kernel: Any, arguments: tuple[Any, ...], of_others: tuple[Any, ...]) -> int:
-        """Call the kernel in one thread and what assists it in the others; return its status."""
-        shared: tuple[Any, ...] = (self.ranks, self._shared, self._sums)
+    def run(self, kernel: Callable[..., Any], *arguments: Any) -> int:
+        """Call the kernel in all threads and return the status that rank 0 gives."""
+        shared = self.ranks, self._shared, self._sums
         pool = self._pool
         if pool is None:
-            return int(kernel(*arguments, *shared))
-        from quadlab.kernels import entry
-
-        assist: Any = entry.assist()
+            return int(kernel(*arguments, 0, *shared))
 
         def together() -> int:
-            others = [pool.submit(assist, rank, *shared, *of_others) for rank in range(1, self.ranks)]
-            status = int(kernel(*arguments, *shared))
+            others = [pool.submit(kernel, *arguments, rank, *shared) for rank in range(1, self.ranks)]
+            status = int(kernel(*arguments, 0, *shared))
             wait(others)
             return status
 

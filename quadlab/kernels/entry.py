@@ -24,8 +24,7 @@ import numba
 
 from quadlab.kernels import lanes as lanes_module
 from quadlab.kernels import single as single_module
-from quadlab.kernels import stream as stream_module
-from quadlab.kernels.pointers import F1, F2, F3, I1, INT, READ_F1, READ_I1, VOID
+from quadlab.kernels.pointers import F1, F2, F3, I1, INT, READ_F1, READ_I1
 
 _LOCK = threading.RLock()
 R = TypeVar("R")
@@ -104,20 +103,10 @@ def single() -> Any:
     """Return the compiled ``run_single``."""
     signature = INT(
         I1, I1, READ_I1, READ_I1, READ_I1, READ_I1, READ_F1, F1, READ_F1, F1, READ_F1,
-        F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, F2, F1, INT, INT, I1, F3,
+        F1, F1, I1, F2, F1, F1, F1, F1, F2, F1, F1, F1, F1, F2, F1, INT, INT, INT, I1, F3,
     )  # fmt: skip
     with notice():
         return compile_function(single_module.build(stamp()), signature)
-
-
-@once
-def assist() -> Any:
-    """Return the compiled ``assist``."""
-    signature = VOID(
-        INT, INT, I1, F3, I1, I1, READ_I1, READ_I1, READ_F1, READ_F1, F1, F1, F1, F1, F2,
-    )  # fmt: skip
-    with notice():
-        return compile_function(stream_module.build_assist(stamp()), signature)
 
 
 @once
@@ -137,7 +126,6 @@ def lanes() -> Any:
 def compile_all() -> None:
     """Compile whatever the cache does not hold."""
     single()
-    assist()
     lanes()
 
 
@@ -146,5 +134,4 @@ def warm_up() -> None:
     command = [sys.executable, "-c", "from quadlab.kernels import entry; entry.lanes()"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL):
         single()
-        assist()
     lanes()  # from the cache, or here, should the other process have failed

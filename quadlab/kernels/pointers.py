@@ -14,7 +14,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 INT = types.int64
-VOID = types.void
 I1 = types.Array(types.int64, 1, "C")
 F1 = types.Array(types.float64, 1, "C")
 F2 = types.Array(types.float64, 2, "C")

@@ -15,7 +15,7 @@ from quadlab.kernels import codes as c
 from quadlab.kernels.dense import fourfold_product, fourfold_work, symmetric_product
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 from quadlab.kernels.pointers import single_function_at
-from quadlab.kernels.stream import advance_stream
+from quadlab.kernels.stream import advance_stream, assist
 from quadlab.kernels.sums import (
     absolute_block_sum,
     absolute_sum,
@@ -315,17 +315,21 @@ def build(sources):
     def run_single(
         code, clock, kinds, offsets, data_offsets, reflectors, norms, lowest, data, support, minimizer,
         params, schedule, record_times, record, x, g, d, work, state, peak, acc, q, first, noise, noisy,
-        address, ranks, team, sums,
+        address, rank, ranks, team, sums,
     ):  # fmt: skip
         """Run until an outcome, the pause or a full record; return the status code.
 
         With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number. On the
-        path STREAM other threads, ``ranks - 1`` of them, wait in ``assist`` to be asked.
+        path STREAM ``ranks`` threads make this call; all but rank 0 only help it.
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
         user = single_function_at(address)
         method, rule, stop, want, keep, path = code[0], code[1], code[2], code[3], code[4], code[5]
         t, cap, pause, schedule_start, row = clock[0], clock[1], clock[2], clock[3], clock[4]
+        if rank > 0:
+            assist(rank, ranks, team, sums, method, rule, stop, offsets, data_offsets, norms, data, params,
+                   schedule, schedule_start, acc, x, state)  # fmt: skip
+            return c.RUNNING
         rows = noise.shape[0]
         aside = np.empty(fourfold_work(kinds, offsets))
         source = noisy if rows > 0 else g

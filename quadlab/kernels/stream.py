@@ -151,19 +151,14 @@ def advance_stream(rank, ranks, team, sums, method, rule, stop, t, limit, offset
     return t
 
 
-def build_assist(sources):
-    """Return the kernel of the threads beside the one that holds the run."""
-
-    def assist(rank, ranks, team, sums, code, clock, offsets, data_offsets, norms, data, params, schedule,
-               acc, x, state):  # fmt: skip
-        """Join `advance_stream` whenever rank 0 asks for it, until it leaves."""
-        sources  # noqa: B018 - a closure variable, for the key of the compile cache
-        while True:
-            barrier(team, ranks)
-            t, limit = team[c.T_FIRST], team[c.T_LIMIT]
-            if limit == c.LEAVE:
-                return
-            advance_stream(rank, ranks, team, sums, code[0], code[1], code[2], t, limit, offsets,
-                           data_offsets, norms, data, params, schedule, clock[3], acc, x, state)  # fmt: skip
-
-    return assist
+@outlined
+def assist(rank, ranks, team, sums, method, rule, stop, offsets, data_offsets, norms, data, params, schedule,
+           start, acc, x, state):  # fmt: skip
+    """Join `advance_stream` whenever rank 0 asks for it, until it asks to leave."""
+    while True:
+        barrier(team, ranks)
+        t, limit = team[c.T_FIRST], team[c.T_LIMIT]
+        if limit == c.LEAVE:
+            return
+        advance_stream(rank, ranks, team, sums, method, rule, stop, t, limit, offsets, data_offsets, norms,
+                       data, params, schedule, start, acc, x, state)  # fmt: skip
