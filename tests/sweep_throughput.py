@@ -38,12 +38,13 @@ CONDITIONS = {"condition_number": [10, 100, 1000], "hessian_spread": [1, 10]}
 
 
 def workloads(seeds: int) -> dict[str, dict[str, Any]]:
-    """Grids of 18 runs a seed: the shortest runs there are, and those of the documentation's example."""
+    """Grids of 18 runs a seed: the shortest runs there are, the documentation's example, dense blocks."""
     cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(3 * seeds)}
     family = {**CONDITIONS, "method": METHODS, "seed": range(seeds)}
     return {
         "9 parameters": {"fixed": STOP, "product": cases},
         "32 parameters": {"fixed": {"blocks": 8, "sizes": 4, **STOP}, "product": family},
+        "128 parameters": {"fixed": {"blocks": 8, "sizes": 16, **STOP}, "product": family},
     }
 
 
