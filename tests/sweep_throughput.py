@@ -106,7 +106,7 @@ def main() -> None:
             bare(grid, len(grid))
             alone = cost(lambda grid=grid: bare(grid, len(grid)))
             for seconds in options.pack_seconds:
-                pack = max(MAX_LANES, round(seconds / alone * len(grid.problems)))
+                pack = max(2 * MAX_LANES, round(seconds / alone * len(grid.problems)))
                 ratios: dict[str, list[float]] = {"cut": [], "sweep": [], "Dask": []}
                 costs, wall = [], []
                 for _ in range(options.rounds):
