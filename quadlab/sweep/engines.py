@@ -27,6 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from time import perf_counter
@@ -249,18 +250,16 @@ def _serve(connection: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    connection.send(None)  # it has started
-    while True:
-        try:
+    with suppress(EOFError, OSError):  # the end of the pipe
+        connection.send(None)  # it has started
+        while True:
             call = connection.recv_bytes()
-        except EOFError:
-            return
-        try:
-            function, args, kwargs = pickle.loads(call)
-            answer = pickle.dumps((function(*args, **kwargs), None))
-        except Exception as error:
-            answer = pickle.dumps((None, f"{type(error).__name__}: {error}"))
-        connection.send_bytes(answer)
+            try:
+                function, args, kwargs = pickle.loads(call)
+                answer = pickle.dumps((function(*args, **kwargs), None))
+            except Exception as error:
+                answer = pickle.dumps((None, f"{type(error).__name__}: {error}"))
+            connection.send_bytes(answer)
 
 
 # -- engines -------------------------------------------------------------------------------------------------
