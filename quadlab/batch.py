@@ -49,8 +49,8 @@ _FOR_RULE = {
 
 # -- columns -------------------------------------------------------------------------------------------------
 
-_FIRST = np.zeros(1, dtype=np.int64)
-_FIRST.setflags(write=False)
+_ONE_RUN = np.zeros(1, dtype=np.int64)
+_ONE_RUN.setflags(write=False)
 
 
 class Column(NamedTuple):
@@ -77,7 +77,7 @@ class Column(NamedTuple):
     @classmethod
     def one(cls, value: Any) -> Column:
         """Return the column of a single run."""
-        return cls([value], _FIRST)
+        return cls([value], _ONE_RUN)
 
     def at(self, run: int) -> Any:
         """Return the value of a run."""

@@ -12,12 +12,13 @@ import threading
 import time
 
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import inline
+from quadlab.kernels.pointers import COMPILING
 
 # A thread that has waited for so long (some 10 us) lets others have its core.
 PATIENCE = 2000
@@ -62,7 +63,7 @@ def _interpreted():
     return add, lambda: time.sleep(0)
 
 
-add, give_way = _interpreted() if config.DISABLE_JIT else _compiled()  # type: ignore[attr-defined]
+add, give_way = _compiled() if COMPILING else _interpreted()
 
 
 @inline

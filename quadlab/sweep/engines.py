@@ -552,7 +552,7 @@ class Packs:
         fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
         count = min(math.ceil(self.seconds / cost), fair)
         if self._lanes:
-            count = max(count, 2 * MAX_LANES)  # a method's runs fill the lanes, and what ends is followed
+            count = max(count, 2 * MAX_LANES)  # a method's runs fill the lanes, and fill them again
         count = max(1, min(count, 8 * self._count, len(self.groups)))
         return _Pack([self.groups.popleft() for _ in range(count)])
 
