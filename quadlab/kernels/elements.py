@@ -6,28 +6,28 @@ coordinate of the direction ``d``; the update is ``x <- x - eta d``.
 
 from __future__ import annotations
 
-import math
-
 from numba import njit
 
 from quadlab.kernels.codes import FLUSH
+from quadlab.kernels.fours import chosen, root, unit
 
-inline = njit(forceinline=True, error_model="numpy", nogil=True)
+_OPTIONS = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inline = njit(forceinline=True, **_OPTIONS)
 # A call costs some 100 ns (an array is seven arguments), an inlined copy costs compile time: what runs
 # seldom, or works on request only, is called.
-outlined = njit(error_model="numpy", nogil=True)
+outlined = njit(**_OPTIONS)
 
 
 @inline
 def flush(value):
     """Return 0 for a magnitude under 1e-290."""
-    return 0.0 if abs(value) < FLUSH else value
+    return chosen(abs(value) < FLUSH, 0.0, value)
 
 
 @inline
 def sign(value):
     """Return -1, 0 or 1, without a branch: near the end signs flip at random, and a guess costs 5 ns."""
-    return math.copysign(1.0, value) if (value > 0.0) | (value < 0.0) else 0.0  # 0 of a NaN, too
+    return chosen(abs(value) > 0.0, unit(value), 0.0)  # 0 of a NaN, too
 
 
 @inline
@@ -41,7 +41,7 @@ def adam(m, v, inverse1, inverse2, epsilon):
     """Return ``mhat / (sqrt(vhat) + epsilon)`` with 0/0 := 0; ``inverse_k = 1 / (1 - beta_k^t)``."""
     numerator = m * inverse1
     # A chosen divisor, not a branch around the division: the loop over coordinates vectorises.
-    return numerator / (1.0 if numerator == 0.0 else math.sqrt(v * inverse2) + epsilon)
+    return numerator / chosen(numerator == 0.0, 1.0, root(v * inverse2) + epsilon)
 
 
 @inline

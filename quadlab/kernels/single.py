@@ -15,7 +15,7 @@ from quadlab.kernels import codes as c
 from quadlab.kernels.dense import fourfold_product, fourfold_work, symmetric_product
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 from quadlab.kernels.pointers import single_function_at
-from quadlab.kernels.stream import advance_stream, assist
+from quadlab.kernels.stream import FIRST, advance_stream, assist
 from quadlab.kernels.sums import (
     absolute_block_sum,
     absolute_sum,
@@ -32,7 +32,7 @@ from quadlab.kernels.tiny import advance_tiny
 @outlined
 def reflect(y, u, start, low, size):
     """Apply ``I - 2 u u^T`` in place to the block at ``low``; ``u`` begins at ``start`` of the data."""
-    factor = 2.0 * product_block_sum(u[start : start + size], y[low : low + size], 0, size)
+    factor = 2.0 * product_block_sum(u[start : start + size], y[low : low + size], FIRST, size)
     for i in range(size):
         y[low + i] = y[low + i] - factor * u[start + i]
 
@@ -348,7 +348,7 @@ def build(sources):
                     if ranks > 1:
                         team[c.T_FIRST], team[c.T_LIMIT] = t, limit
                         barrier(team, ranks)
-                    t = advance_stream(0, ranks, team, sums, method, rule, stop, t, limit, offsets,
+                    t = advance_stream(rank, ranks, team, sums, method, rule, stop, t, limit, offsets,
                                        data_offsets, norms, data, params, schedule, schedule_start, acc, x,
                                        state)  # fmt: skip
                 if t == pause:

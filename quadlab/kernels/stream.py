@@ -20,6 +20,9 @@ from quadlab.kernels.elements import adam, average, flush, outlined, sign
 from quadlab.kernels.sums import absolute_block_sum, product_block_sum
 from quadlab.kernels.team import barrier
 
+# Not 0: as a literal it has a type of its own, for which all is compiled once more.
+FIRST = np.int64(0)
+
 
 @outlined
 def start_chunk(h, x, g):
@@ -67,13 +70,13 @@ def nonzeros(g):
 @outlined
 def absolute_sum(g):
     """Return the sum of |g| over a chunk."""
-    return absolute_block_sum(g, g, 0, g.size)
+    return absolute_block_sum(g, g, FIRST, g.size)
 
 
 @outlined
 def square_sum(g):
     """Return the sum of g^2 over a chunk."""
-    return product_block_sum(g, g, 0, g.size)
+    return product_block_sum(g, g, FIRST, g.size)
 
 
 @outlined

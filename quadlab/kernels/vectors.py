@@ -56,8 +56,12 @@ class Vectors:
 
     def repeated(self, pointer: Any, index: Any) -> Any:
         """Return the vector of one entry."""
+        return self.spread(self.one(pointer, index))
+
+    def spread(self, value: Any) -> Any:
+        """Return the vector of one double."""
         none = ir.Constant(self.type, ir.Undefined)
-        first = self.builder.insert_element(none, self.one(pointer, index), WORD(0))
+        first = self.builder.insert_element(none, value, WORD(0))
         return self.chosen(first, none, *[0] * self.length)
 
     def chosen(self, a: Any, b: Any, *entries: int) -> Any:
