@@ -11,11 +11,10 @@ from numba import njit
 from quadlab.kernels.codes import FLUSH
 from quadlab.kernels.fours import chosen, root, unit
 
-_OPTIONS = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-inline = njit(forceinline=True, **_OPTIONS)
+inline = njit(forceinline=True, error_model="numpy", nogil=True)
 # A call costs some 100 ns (an array is seven arguments), an inlined copy costs compile time: what runs
 # seldom, or works on request only, is called.
-outlined = njit(**_OPTIONS)
+outlined = njit(error_model="numpy", nogil=True)
 
 
 @inline

@@ -24,11 +24,11 @@ from quadlab.kernels.vectors import Vectors
 LENGTH = 4
 
 
-class Four(types.Type):  # type: ignore[misc]
+class Four(types.Type):
     """Four doubles."""
 
 
-class FourTruths(types.Type):  # type: ignore[misc]
+class FourTruths(types.Type):
     """What a comparison of fours gives."""
 
 
@@ -39,7 +39,7 @@ def _model(kind: Any, entry: Any) -> None:
     """Make a type a vector of LLVM's."""
 
     @register_model(kind)
-    class Model(models.PrimitiveModel):  # type: ignore[misc]
+    class Model(models.PrimitiveModel):
         def __init__(self, manager: Any, kind: Any) -> None:
             super().__init__(manager, kind, ir.VectorType(entry, LENGTH))
 
@@ -58,8 +58,8 @@ def _operator(function: Any, result: Any, write: Callable[..., Any]) -> None:
     pairs = (FOUR, FOUR), (FOUR, types.float64), (types.float64, FOUR)
 
     @infer_global(function)
-    class Template(ConcreteTemplate):  # type: ignore[misc]
-        cases = [signature(result, *pair) for pair in pairs]
+    class Template(ConcreteTemplate):
+        cases = tuple(signature(result, *pair) for pair in pairs)
 
     for pair in pairs:
 
@@ -78,8 +78,8 @@ _operator(operator.eq, TRUTHS, lambda builder, a, b: builder.fcmp_ordered("==", 
 
 
 @infer_global(abs)
-class _Absolute(ConcreteTemplate):  # type: ignore[misc]
-    cases = [signature(FOUR, FOUR)]
+class _Absolute(ConcreteTemplate):
+    cases = (signature(FOUR, FOUR),)
 
 
 @lower_builtin(abs, FOUR)
@@ -88,11 +88,11 @@ def _absolute(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
 
 
 @intrinsic
-def _chosen(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
+def _chosen(typingctx, condition, a, b):
     """Return ``a`` where the condition holds, else ``b``, without a branch."""
     fours = condition == TRUTHS
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         condition, a, b = arguments
         if fours:
             a, b = _vector(builder, a), _vector(builder, b)
@@ -105,8 +105,8 @@ def _elementwise(name: str, *first: float) -> Any:
     """Return a function of LLVM's, of the numbers given first and of a four or a double."""
 
     @intrinsic
-    def function(typingctx, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def function(typingctx, value):
+        def codegen(context, builder, signature, arguments):
             kind = arguments[0].type
             several = isinstance(kind, ir.VectorType)
             numbers = [ir.Constant(kind, [number] * LENGTH if several else number) for number in first]
@@ -122,10 +122,10 @@ def _elementwise(name: str, *first: float) -> Any:
 
 
 @intrinsic
-def _load(typingctx, array, index):  # type: ignore[no-untyped-def]
+def _load(typingctx, array, index):
     """Return four neighbours."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         return Vectors(builder, LENGTH).load(data, arguments[1])
 
@@ -133,10 +133,10 @@ def _load(typingctx, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _store(typingctx, four, array, index):  # type: ignore[no-untyped-def]
+def _store(typingctx, four, array, index):
     """Write four neighbours."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         data = context.make_array(signature.args[1])(context, builder, arguments[1]).data
         Vectors(builder, LENGTH).store(arguments[0], data, arguments[2])
         return context.get_dummy_value()
@@ -145,10 +145,10 @@ def _store(typingctx, four, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _entries(typingctx, four):  # type: ignore[no-untyped-def]
+def _entries(typingctx, four):
     """Return the four doubles."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         entries = Vectors(builder, LENGTH).entries(arguments[0])
         return context.make_tuple(builder, signature.return_type, entries)
 
@@ -159,10 +159,16 @@ def _plain_store(four: Any, array: Any, index: int) -> None:
     array[index : index + LENGTH] = four
 
 
+load: Any
+store: Any
+entries: Any
+chosen: Any
+root: Any
+unit: Any
 if COMPILING:
     load, store, entries, chosen = _load, _store, _entries, _chosen
     root, unit = _elementwise("sqrt"), _elementwise("copysign", 1.0)
 else:
     load, store, entries = lambda array, index: array[index : index + LENGTH].copy(), _plain_store, tuple
-    chosen = lambda condition, a, b: np.where(condition, a, b)[()]  # noqa: E731
+    chosen = lambda condition, a, b: np.asarray(np.where(condition, a, b))[()]  # noqa: E731
     root, unit = np.sqrt, lambda value: np.copysign(1.0, value)

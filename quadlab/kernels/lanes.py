@@ -48,7 +48,7 @@ def block_sum(kind, a, b, low, high, lanes, stripes, part):
         begin = end
 
 
-@inline
+@outlined
 def total_sum(kind, offsets, a, b, lanes, stripes, part, total):
     """Write the sum over all coordinates of every lane into ``total``."""
     for w in range(lanes):
@@ -57,12 +57,6 @@ def total_sum(kind, offsets, a, b, lanes, stripes, part, total):
         block_sum(kind, a, b, offsets[block], offsets[block + 1], lanes, stripes, part)
         for w in range(lanes):
             total[w] += part[w]
-
-
-@outlined
-def called_sum(kind, offsets, a, b, lanes, stripes, part, total):
-    """Call ``total_sum``."""
-    total_sum(kind, offsets, a, b, lanes, stripes, part, total)
 
 
 @outlined
@@ -285,7 +279,7 @@ def write_denominator(method, offsets, norms, lowest, par, acc, state, work, q, 
                 work[i, w] = math.sqrt(state[1, i, w] * inverse2) + par[c.P_EPSILON, w]
             else:
                 work[i, w] = 1.0
-    called_sum(TERM_ABSOLUTE, offsets, work, work, lanes, stripes, part, q[c.Q_DENOMINATOR])
+    total_sum(TERM_ABSOLUTE, offsets, work, work, lanes, stripes, part, q[c.Q_DENOMINATOR])
     for w in range(lanes):
         highest = 0.0
         least = np.inf
@@ -395,7 +389,7 @@ def gradient_norms(want, offsets, g, q, lanes, stripes, part):
 def gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part):
     """Fill the quantities that need x and g only, but those of `gradient_norms`."""
     if want & c.WANT_GAP:
-        called_sum(TERM_PRODUCT, offsets, x, g, lanes, stripes, part, q[c.Q_GAP])
+        total_sum(TERM_PRODUCT, offsets, x, g, lanes, stripes, part, q[c.Q_GAP])
         for w in range(lanes):
             q[c.Q_GAP, w] = 0.5 * q[c.Q_GAP, w]
     if want & c.WANT_LAMBDA_G:
@@ -431,10 +425,10 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
                 for w in range(lanes):
                     q[c.Q_DESCENT, w] = q[c.Q_L1, w]
             else:
-                called_sum(TERM_PRODUCT, offsets, g, d, lanes, stripes, part, q[c.Q_DESCENT])
+                total_sum(TERM_PRODUCT, offsets, g, d, lanes, stripes, part, q[c.Q_DESCENT])
             weighted_squares(offsets, norms, d, lanes, stripes, part, q[c.Q_CURVATURE_D], q[c.Q_D_SQUARE])
     if want & c.WANT_COS:
-        called_sum(TERM_PRODUCT, offsets, d, d, lanes, stripes, part, total)
+        total_sum(TERM_PRODUCT, offsets, d, d, lanes, stripes, part, total)
         for w in range(lanes):
             nonzero = 0
             soft = 0
@@ -445,7 +439,7 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
                     soft += 1
             total[w] = math.sqrt(total[w]) * math.sqrt(nonzero)
             q[c.Q_SOFT, w] = soft / g.shape[0]
-        called_sum(TERM_SIGN, offsets, g, d, lanes, stripes, part, q[c.Q_COS])
+        total_sum(TERM_SIGN, offsets, g, d, lanes, stripes, part, q[c.Q_COS])
         for w in range(lanes):
             q[c.Q_COS, w] = q[c.Q_COS, w] / total[w] if total[w] > 0.0 else 0.0
 
@@ -580,10 +574,9 @@ def build(sources):
             queue += 1
         while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
             budget -= 1
-            if in_threes and norm == c.WANT_L1:
-                threes(True, offsets, data_offsets, data, shared, x, g, lanes, q[c.Q_L1])
-            elif in_threes:
-                threes(False, offsets, data_offsets, data, shared, x, g, lanes, q[c.Q_SQUARE])
+            if in_threes:
+                l1 = norm == c.WANT_L1
+                threes(l1, offsets, data_offsets, data, shared, x, g, lanes, q[c.Q_L1 if l1 else c.Q_SQUARE])
             else:
                 hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
                 gradient_norms(want, offsets, g, q, lanes, stripes, part)
@@ -628,7 +621,7 @@ def build(sources):
                     for w in range(lanes):
                         noisy[i, w] = g[i, w] + noise[row, i, w]
                 if method == c.NORMALIZED:
-                    called_sum(TERM_PRODUCT, offsets, noisy, noisy, lanes, stripes, part, step)
+                    total_sum(TERM_PRODUCT, offsets, noisy, noisy, lanes, stripes, part, step)
                     square = step
             if method == c.ADAM or method == c.FROZEN_ADAM:
                 correct(method, lanes, par, acc, inverse)
@@ -642,7 +635,7 @@ def build(sources):
                 direction_statistics(exact, want, offsets, norms, g, direction, q, lanes, stripes, part, step)
             if want & c.WANT_DHD:
                 hessian_product(kinds, offsets, data_offsets, data, shared, direction, work, lanes)
-                called_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])
+                total_sum(TERM_PRODUCT, offsets, direction, work, lanes, stripes, part, q[c.Q_DHD])
             if want & c.WANT_DENOMINATOR:
                 write_denominator(
                     method, offsets, norms, lowest, par, acc, state, work, q, lanes, stripes, part

@@ -1,0 +1,57 @@
+"""Four doubles as one value: the rules of the methods give each entry the bits that they give a double."""
+
+import itertools
+
+import numpy as np
+import pytest
+from numba import njit
+
+from quadlab.kernels.elements import adam, average, flush, sign
+from quadlab.kernels.fours import LENGTH, entries, load, store
+
+SPECIAL = [0.0, 1.0, 1.5, np.pi, 1e-290, 0.9e-290, 1e-310, 5e-324, 1e-160, 1e154, 1e308, np.inf, np.nan]
+VALUES = np.array([s * v for v in SPECIAL for s in (1.0, -1.0)])
+
+RULES = {
+    "flush": lambda a, b: flush(a),
+    "sign": lambda a, b: sign(a),
+    "average": lambda a, b: average(a, b, 0.9),
+    "adam": lambda a, b: adam(a, abs(b), 10.0, 1.5, 1e-8),
+    "adam 0/0": lambda a, b: adam(a, abs(b) * 0.0, 1.0, 1.0, 0.0),
+    "sums": lambda a, b: (a + b) - abs(b),
+    "with doubles": lambda a, b: (2.0 * a + 1.0) / (b - 3.0),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_entries_have_the_bits_of_doubles(name: str) -> None:
+    rule = njit(error_model="numpy")(RULES[name])
+
+    @njit(error_model="numpy")
+    def in_fours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        for i in range(0, a.size, LENGTH):
+            store(rule(load(a, i), load(b, i)), out, i)
+
+    @njit(error_model="numpy")
+    def one_by_one(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        for i in range(a.size):
+            out[i] = rule(a[i], b[i])
+
+    pairs = np.array(list(itertools.product(VALUES, VALUES)))
+    a, b = np.ascontiguousarray(pairs.T)
+    assert a.size % LENGTH == 0
+    fours, ones = np.empty(a.size), np.empty(a.size)
+    in_fours(a, b, fours)
+    one_by_one(a, b, ones)
+    known = ~np.isnan(ones)  # which NaN it is, is not defined
+    assert np.array_equal(np.isnan(fours), ~known)
+    assert np.array_equal(fours[known].view(np.int64), ones[known].view(np.int64))
+
+
+def test_entries_come_in_order() -> None:
+    @njit
+    def folded(a: np.ndarray) -> float:
+        e0, e1, e2, e3 = entries(load(a, 1))
+        return ((e0 * 10.0 + e1) * 10.0 + e2) * 10.0 + e3
+
+    assert folded(np.arange(8.0)) == 1234.0
