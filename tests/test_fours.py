@@ -1,6 +1,9 @@
 """Four doubles as one value: the rules of the methods give each entry the bits that they give a double."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -55,3 +58,26 @@ def test_entries_come_in_order() -> None:
         return ((e0 * 10.0 + e1) * 10.0 + e2) * 10.0 + e3
 
     assert folded(np.arange(8.0)) == 1234.0
+
+
+POINTS = """
+import quadlab as ql
+for blocks in ([3, 2, 1], [1, 2, 3, 3, 2]):
+    problem = ql.BlockQuadratic.from_spectra(ql.LogUniform(1.0, 100.0), sizes=blocks, basis="haar", seed=0)
+    for method in (ql.GD(1e-3), ql.GD("lambda_g"), ql.SignSGD(1e-3), ql.SignSGD("lambda_p"), ql.Adam(1e-3)):
+        order = 1 if isinstance(method, ql.SignSGD) else 2
+        run = ql.solve(problem, method, ql.GradientNorm(1e-9, ord=order, relative=True), max_iterations=25)
+        print(run.iterations, run.point.tobytes().hex())
+"""
+
+
+def test_uncompiled_runs_have_the_same_bits() -> None:
+    compiled, plain = (
+        subprocess.run(
+            [sys.executable, "-c", POINTS], env=os.environ | {"NUMBA_DISABLE_JIT": off}, capture_output=True,
+            text=True, check=True,
+        ).stdout
+        for off in ("0", "1")
+    )  # fmt: skip
+    assert compiled.count("\n") == 10
+    assert plain == compiled
