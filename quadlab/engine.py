@@ -403,7 +403,8 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     problem, method, step = (column.at(members[0]) for column in (batch.problems, batch.methods, batch.steps))
     packed = problem.packed()
     size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
-    code = np.append(batch.codes[members[0]], shared)
+    example = batch.job(members[0])
+    code = np.array([*example.codes.tolist(), _path(example), shared])
     want = int(code[WANT])
     params, caps = batch.params[members], batch.caps[members]
     problems, place = batch.problems.among(members)

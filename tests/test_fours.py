@@ -10,7 +10,7 @@ import pytest
 from numba import njit
 
 from quadlab.kernels.elements import adam, average, flush, sign
-from quadlab.kernels.fours import LENGTH, entries, load, store
+from quadlab.kernels.fours import LENGTH, added, entry_at, every, load, spread, store
 
 SPECIAL = [0.0, 1.0, 1.5, np.pi, 1e-290, 0.9e-290, 1e-310, 5e-324, 1e-160, 1e154, 1e308, np.inf, np.nan]
 VALUES = np.array([s * v for v in SPECIAL for s in (1.0, -1.0)])
@@ -51,13 +51,21 @@ def test_entries_have_the_bits_of_doubles(name: str) -> None:
     assert np.array_equal(fours[known].view(np.int64), ones[known].view(np.int64))
 
 
-def test_entries_come_in_order() -> None:
+def test_what_takes_both() -> None:
     @njit
     def folded(a: np.ndarray) -> float:
-        e0, e1, e2, e3 = entries(load(a, 1))
-        return ((e0 * 10.0 + e1) * 10.0 + e2) * 10.0 + e3
+        return added(added(-0.0, load(a, 1) * 1e16), load(a, 5))
 
-    assert folded(np.arange(8.0)) == 1234.0
+    @njit
+    def fours(a: np.ndarray, out: np.ndarray) -> tuple[bool, bool, bool]:
+        four = added(load(a, 1), spread(2.0))
+        store(four + entry_at(a, (0, 2, 4, 1), 3), out, 0)
+        return every(four > 2.9), every(four > 3.0), every(entry_at(a, 3, 2) == 5.0)
+
+    a, out = np.arange(9.0), np.empty(4)
+    assert fours(a, out) == (True, False, True)
+    assert out.tolist() == [6.0, 9.0, 12.0, 10.0]
+    assert folded(a) == ((((1e16 + 2e16) + 3e16) + 4e16 + 5.0) + 6.0) + 7.0 + 8.0
 
 
 POINTS = """

@@ -1,9 +1,9 @@
-"""Four doubles as one value of compiled code: an entry of each of four blocks, in one vector register.
+"""Four doubles as one value of compiled code: of four blocks, or of four runs, in one vector register.
 
-`load` and `store` move four neighbours of an array. The operators ``+ - * /``, ``abs``, ``<``, ``>`` and
-``==`` work entry by entry, on a four and a double too; so do `chosen`, `root` and `unit`, which take doubles
-as well: a rule written with them serves both. Every operation is rounded by itself. Uncompiled, four doubles
-are an array.
+`load` and `store` move four neighbours of an array, counted in C order. The operators ``+ - * /``, ``abs``,
+``<``, ``>`` and ``==`` work entry by entry, on a four and a double too; so do the functions here, which take
+doubles as well: what is written with them serves both. Every operation is rounded by itself. Uncompiled, four
+doubles are an array.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -145,30 +146,86 @@ def _store(typingctx, four, array, index):
 
 
 @intrinsic
-def _entries(typingctx, four):
-    """Return the four doubles."""
+def _spread(typingctx, value):
+    """Return a double four times."""
 
     def codegen(context, builder, signature, arguments):
-        entries = Vectors(builder, LENGTH).entries(arguments[0])
-        return context.make_tuple(builder, signature.return_type, entries)
+        return _vector(builder, arguments[0])
 
-    return types.UniTuple(types.float64, LENGTH)(FOUR), codegen
+    return FOUR(types.float64), codegen
+
+
+@intrinsic
+def _added(typingctx, total, parts):
+    """Return the four ``total + parts``; the double total to which the entries are added one by one."""
+
+    def codegen(context, builder, signature, arguments):
+        total, parts = arguments
+        if signature.args[0] == FOUR:
+            return builder.fadd(total, parts)
+        for entry in Vectors(builder, LENGTH).entries(parts):
+            total = builder.fadd(total, entry)
+        return total
+
+    return total(total, FOUR), codegen
+
+
+@intrinsic
+def _every(typingctx, truths):
+    """Return whether all are true."""
+
+    def codegen(context, builder, signature, arguments):
+        if signature.args[0] != TRUTHS:
+            return arguments[0]
+        bits = ir.IntType(LENGTH)
+        return builder.icmp_unsigned("==", builder.bitcast(arguments[0], bits), bits((1 << LENGTH) - 1))
+
+    return types.boolean(truths), codegen
+
+
+@intrinsic
+def _entry_at(typingctx, array, begin, further):
+    """Return ``array[begin + further]``; where begin is four indices, the four of them."""
+    several = isinstance(begin, types.UniTuple)
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        v = Vectors(builder, LENGTH)
+        begins = cgutils.unpack_tuple(builder, arguments[1]) if several else [arguments[1]]
+        values = [v.one(data, builder.add(begin, arguments[2])) for begin in begins]
+        return v.joined(values) if several else values[0]
+
+    return (FOUR if several else types.float64)(array, begin, types.int64), codegen
 
 
 def _plain_store(four: Any, array: Any, index: int) -> None:
-    array[index : index + LENGTH] = four
+    array.reshape(-1)[index : index + LENGTH] = four
+
+
+def _plain_added(total: Any, parts: Any) -> Any:
+    if np.ndim(total):
+        return total + parts
+    for part in parts:
+        total += part
+    return total
 
 
 load: Any
 store: Any
-entries: Any
+spread: Any
+added: Any
+every: Any
+entry_at: Any
 chosen: Any
 root: Any
 unit: Any
 if COMPILING:
-    load, store, entries, chosen = _load, _store, _entries, _chosen
-    root, unit = _elementwise("sqrt"), _elementwise("copysign", 1.0)
+    load, store, spread, added, every, entry_at = _load, _store, _spread, _added, _every, _entry_at
+    chosen, root, unit = _chosen, _elementwise("sqrt"), _elementwise("copysign", 1.0)
 else:
-    load, store, entries = lambda array, index: array[index : index + LENGTH].copy(), _plain_store, tuple
+    load = lambda array, index: array.reshape(-1)[index : index + LENGTH].copy()  # noqa: E731
+    store, added, every = _plain_store, _plain_added, np.all
+    spread = lambda value: np.full(LENGTH, value)  # noqa: E731
+    entry_at = lambda array, begin, further: array[np.add(begin, further)]  # noqa: E731
     chosen = lambda condition, a, b: np.asarray(np.where(condition, a, b))[()]  # noqa: E731
     root, unit = np.sqrt, lambda value: np.copysign(1.0, value)

@@ -17,8 +17,13 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
+from quadlab.kernels.fours import LENGTH
 from quadlab.kernels.pointers import lanes_function_at
 from quadlab.kernels.sums import TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN, term
+from quadlab.kernels.tiny import ROWS, advance_four
+
+# Iterations that four lanes make in a row, away from the others.
+TINY_PIECE = 64
 
 
 @inline
@@ -151,34 +156,6 @@ def hessian_product(kinds, offsets, data_offsets, data, shared, x, out, lanes):
             for i in range(size):
                 for w in range(lanes):
                     out[low + i, w] = data[at + i, w] * x[low + i, w]
-
-
-@inline
-def three(shared, l1, data, k, low, x, g, lanes, total):
-    """Write the gradient of a dense block of three and add its sum of |g| or g^2 to ``total``."""
-    for w in range(lanes):
-        h = 0 if shared else w
-        x0, x1, x2 = x[low, w], x[low + 1, w], x[low + 2, w]
-        g0 = ((0.0 + data[k, h] * x0) + data[k + 1, h] * x1) + data[k + 2, h] * x2
-        g1 = ((0.0 + data[k + 3, h] * x0) + data[k + 4, h] * x1) + data[k + 5, h] * x2
-        g2 = ((0.0 + data[k + 6, h] * x0) + data[k + 7, h] * x1) + data[k + 8, h] * x2
-        g[low, w], g[low + 1, w], g[low + 2, w] = g0, g1, g2
-        if l1:
-            total[w] += (abs(g0) + abs(g1)) + abs(g2)
-        else:
-            total[w] += (g0 * g0 + g1 * g1) + g2 * g2
-
-
-@inline
-def threes(l1, offsets, data_offsets, data, shared, x, g, lanes, total):
-    """Write the gradient and the sum of |g| or g^2 where all blocks are dense ones of three."""
-    for w in range(lanes):
-        total[w] = 0.0
-    for block in range(offsets.size - 1):
-        if shared:
-            three(True, l1, data, data_offsets[block], offsets[block], x, g, lanes, total)
-        else:
-            three(False, l1, data, data_offsets[block], offsets[block], x, g, lanes, total)
 
 
 @inline
@@ -551,7 +528,8 @@ def build(sources):
         """
         sources  # noqa: B018 - a closure variable, for the key of the compile cache
         user = lanes_function_at(address)
-        method, rule, stop, want, keep, shared = code[0], code[1], code[2], code[3], code[4], code[5] != 0
+        method, rule, stop, want, keep, path = code[0], code[1], code[2], code[3], code[4], code[5]
+        shared = code[6] != 0
         lanes, queue, budget, least = clock[0], clock[1], clock[2], clock[3]
         size = x.shape[0]
         n_runs = start.shape[0]
@@ -561,10 +539,7 @@ def build(sources):
         exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
         direct = (method == c.SIGN or method == c.ADAM) and anchor.shape[0] == 0
         direct = direct and not want & (c.WANT_ALONG | c.WANT_DHD | c.WANT_DENOMINATOR)
-        norm = want & (c.WANT_L1 | c.WANT_SQUARE | c.WANT_LAMBDA_G)
-        in_threes = norm == c.WANT_L1 or norm == c.WANT_SQUARE
-        for block in range(kinds.size):
-            in_threes &= kinds[block] == c.DENSE and offsets[block + 1] - offsets[block] == 3
+        cells = np.zeros(ROWS * kinds.size if path == c.TINY else 0)
         fresh = True
         while lanes < t.size and queue < n_runs:
             fill(lanes, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
@@ -574,12 +549,19 @@ def build(sources):
             queue += 1
         while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
             budget -= 1
-            if in_threes:
-                l1 = norm == c.WANT_L1
-                threes(l1, offsets, data_offsets, data, shared, x, g, lanes, q[c.Q_L1 if l1 else c.Q_SQUARE])
-            else:
-                hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
-                gradient_norms(want, offsets, g, q, lanes, stripes, part)
+            if path == c.TINY:
+                done = 0
+                for w in range(0, lanes - LENGTH + 1, LENGTH):
+                    most = min(budget, TINY_PIECE)
+                    for k in range(w, w + LENGTH):
+                        most = min(most, cap[k] - t[k] if t[k] > 0 else 0)
+                    if most > 0:
+                        n = advance_four(w, method, rule, stop, most, offsets, data_offsets, data, shared,
+                                         norms, t, par, schedule, acc, x, state, cells)  # fmt: skip
+                        done = max(done, n)
+                budget -= done
+            hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
+            gradient_norms(want, offsets, g, q, lanes, stripes, part)
             if want & c.WANT_GRADIENT:
                 gradient_statistics(want, offsets, norms, support, x, g, q, lanes, stripes, part)
             ended = 0

@@ -1,27 +1,26 @@
-r"""One run of tiny blocks (sizes 1 to 3): the iterations between two events.
+r"""Tiny blocks (sizes 1 to 3): the iterations between two events, of one run or of four.
 
-At this size an iteration costs what its loads, stores and branches cost. Four blocks are therefore worked on
-side by side, coordinate i of each an entry of one vector register (`fours`), and a problem of at most four
-blocks stays in registers from one event to the next. Blocks are made up to size 3, and their number to a
-multiple of four, by zeros: H, x and the moments are 0 there, hence every gradient and step too, and a sum
-that gains the term +0 keeps its bits. The pass that updates x also forms the next gradient, as in
-``stream.py``.
+At this size an iteration costs what its loads, stores and branches cost. Four blocks of a run are therefore
+worked on side by side, coordinate i of each an entry of one vector register (``fours.py``); or a block of
+four runs, where there are that many. At most four blocks of a run stay in registers from one event to the
+next; more, and those of four runs, in a few hundred doubles of the first cache. Blocks are made up to size
+3, and their number to a multiple of four, by zeros: H, x and the moments are 0 there, hence every gradient
+and step too, and a sum that gains the term +0 keeps its bits. The pass that updates x also forms the next
+gradient, as in ``stream.py``.
 
-The operations on each number, and their order, are those of ``single.py``: the same bits. Left out is the
-first addition of +0 in a row of H x: it turns -0 into +0, which the flush of x and of the moments does too;
-and the one to the first term of a sum, which is never -0. Only iterations at which nothing happens are made
-here; the first, recorded, last and failing ones are made there.
+The operations on each number, and their order, are those of ``single.py`` and ``lanes.py``: the same bits.
+Left out is the first addition of +0 in a row of H x: it turns -0 into +0, which the flush of x and of the
+moments does too; and the one to the first term of a sum, which is never -0. Only iterations at which nothing
+happens are made here; the first, recorded, last and failing ones are made there.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, inline, outlined, sign
-from quadlab.kernels.fours import LENGTH, chosen, entries, load, store
+from quadlab.kernels.fours import LENGTH, added, chosen, entry_at, every, load, root, spread, store
 
 SIZE = 3
 # The rows of a group of four blocks: H (its columns, one after the other), x, m, v, g, ||H_b||.
@@ -87,94 +86,95 @@ def nonzero(value):
 
 
 @inline
-def in_order(begin, total, terms):
-    """Return a sum that the terms of a group are added to, or which they begin."""
-    t0, t1, t2, t3 = entries(terms)
-    return (((t0 if begin else total + t0) + t1) + t2) + t3
-
-
-@inline
-def measured(weighs, l1, begin, total, weighted, g, norm):
+def measured(weighs, l1, total, weighted, g, norm):
     """Return the sum of |g| or g^2, and of ``||d_b||^2 ||H_b||``: of SignSGD with |g|, of GD with g^2."""
-    if l1:
-        total = in_order(begin, total, (abs(g[0]) + abs(g[1])) + abs(g[2]))
-        if weighs:
-            squares = (nonzero(g[0]) + nonzero(g[1])) + nonzero(g[2])
-            weighted = in_order(begin, weighted, squares * norm)
-    else:
-        squares = (g[0] * g[0] + g[1] * g[1]) + g[2] * g[2]
-        total = in_order(begin, total, squares)
-        if weighs:
-            weighted = in_order(begin, weighted, squares * norm)
+    parts = (abs(g[0]) + abs(g[1])) + abs(g[2]) if l1 else (g[0] * g[0] + g[1] * g[1]) + g[2] * g[2]
+    total = added(total, parts)
+    if weighs:
+        squares = (nonzero(g[0]) + nonzero(g[1])) + nonzero(g[2]) if l1 else parts
+        weighted = added(weighted, squares * norm)
     return total, weighted
 
 
 @inline
-def advance(method, rule, l1, t, limit, params, schedule, start, acc, cells):
-    """Advance the cells from t to the next event, at most to ``limit``; return the iteration reached."""
+def advance(method, rule, l1, most, start, schedule, nothing, numbers, cells):
+    """Advance the cells to the next event, at most by ``most`` iterations.
+
+    The entries of a four are blocks of one run, or the same block of four runs; ``nothing`` (-0, to which all
+    can be added) and the numbers are doubles, or fours. Returns the number of iterations and the powers of
+    beta.
+    """
+    step, m_star, tolerance, beta1, beta2, epsilon, bias, power1, power2 = numbers
     weighs = rule == c.LEMMA
-    tolerance = params[c.P_TOLERANCE]
-    beta1, beta2, epsilon = params[c.P_BETA1], params[c.P_BETA2], params[c.P_EPSILON]
-    power1, power2 = acc[c.A_POWER1], acc[c.A_POWER2]
-    inverse1 = inverse2 = 1.0
-    step = params[c.P_RATE]
-    total = weighted = 0.0
+    inverse1, inverse2 = power1, power2
+    total = weighted = nothing
     for at in range(0, cells.size, ROWS):
         gradient = product(columns_of(cells, at), vector(cells, at + X))
         write(gradient, cells, at + G)
-        total, weighted = measured(weighs, l1, at == 0, total, weighted, gradient, load(cells, at + NORM))
+        total, weighted = measured(weighs, l1, total, weighted, gradient, load(cells, at + NORM))
     # The last group; where it is the only one it stays in registers until the end.
     alone = at == 0
     columns, norm = columns_of(cells, at), load(cells, at + NORM)
     x, g, m, v = (
         vector(cells, at + X), vector(cells, at + G), vector(cells, at + M), vector(cells, at + V)
     )  # fmt: skip
-    while True:
-        value = total if l1 else math.sqrt(total)
-        if t >= limit or not (value > tolerance and value < np.inf):
+    n = 0
+    while n < most:
+        value = total if l1 else root(total)
+        if not (every(value > tolerance) and every(value < np.inf)):
             break
         if rule == c.SCHEDULE:
-            step = schedule[t - start]
-        elif rule != c.CONSTANT:
-            step = total / (params[c.P_M] if rule == c.M_STAR else weighted)
-            if not step < np.inf:
-                break
+            step = entry_at(schedule, start, n)
+        elif rule == c.M_STAR:
+            step = total / m_star
+        elif rule == c.LEMMA:
+            step = total / weighted
+        if not every(step < np.inf):
+            break
         if method == c.ADAM:
-            power1 *= beta1
-            power2 *= beta2
-            if params[c.P_BIAS] != 0.0:
-                inverse1, inverse2 = 1.0 / (1.0 - power1), 1.0 / (1.0 - power2)
+            power1 = power1 * beta1
+            power2 = power2 * beta2
+            inverse1 = chosen(bias == 0.0, 1.0, 1.0 / (1.0 - power1))
+            inverse2 = chosen(bias == 0.0, 1.0, 1.0 / (1.0 - power2))
+        total = weighted = nothing
         if alone:
             x, m, v = move(method, x, g, m, v, step, beta1, beta2, inverse1, inverse2, epsilon)
             g = product(columns, x)
-            total, weighted = measured(weighs, l1, True, 0.0, 0.0, g, norm)
+            total, weighted = measured(weighs, l1, total, weighted, g, norm)
         else:
-            for at in range(0, cells.size, ROWS):
+            for row in range(0, cells.size, ROWS):
                 point, mean, square = move(
-                    method, vector(cells, at + X), vector(cells, at + G), vector(cells, at + M),
-                    vector(cells, at + V), step, beta1, beta2, inverse1, inverse2, epsilon,
+                    method, vector(cells, row + X), vector(cells, row + G), vector(cells, row + M),
+                    vector(cells, row + V), step, beta1, beta2, inverse1, inverse2, epsilon,
                 )  # fmt: skip
-                gradient = product(columns_of(cells, at), point)
-                write(point, cells, at + X)
-                write(gradient, cells, at + G)
+                gradient = product(columns_of(cells, row), point)
+                write(point, cells, row + X)
+                write(gradient, cells, row + G)
                 if method == c.ADAM:
-                    write(mean, cells, at + M)
-                    write(square, cells, at + V)
-                total, weighted = measured(
-                    weighs, l1, at == 0, total, weighted, gradient, load(cells, at + NORM)
-                )
-        t += 1
+                    write(mean, cells, row + M)
+                    write(square, cells, row + V)
+                total, weighted = measured(weighs, l1, total, weighted, gradient, load(cells, row + NORM))
+        n += 1
     if alone:
         write(x, cells, at + X)
         write(m, cells, at + M)
         write(v, cells, at + V)
-    acc[c.A_POWER1], acc[c.A_POWER2] = power1, power2
-    return t
+    return n, power1, power2
+
+
+@inline
+def advance_by(method, rule, l1, most, start, schedule, nothing, numbers, cells):
+    """Call `advance` with a constant for the method, which is the same in all of its loop."""
+    if method == c.GD:
+        return advance(c.GD, rule, l1, most, start, schedule, nothing, numbers, cells)
+    if method == c.SIGN:
+        return advance(c.SIGN, rule, l1, most, start, schedule, nothing, numbers, cells)
+    return advance(c.ADAM, rule, l1, most, start, schedule, nothing, numbers, cells)
 
 
 @inline
 def place(offsets, block):
-    """Return where a block's column of cells begins, where its coordinates do, and their number."""
+    """Return where a block's cells begin, where its coordinates do, and their number."""
     at = block // LENGTH * ROWS + block % LENGTH
     return at, offsets[block], offsets[block + 1] - offsets[block]
 
@@ -195,17 +195,62 @@ def advance_tiny(method, rule, stop, t, limit, offsets, data_offsets, norms, dat
                 cells[at + M + LENGTH * (SIZE * k + i)] = state[k, low + i]
             for j in range(width):
                 cells[at + H + LENGTH * (SIZE * j + i)] = data[data_offsets[block] + width * j + i]
-    l1 = stop == c.STOP_L1
-    if method == c.GD:
-        t = advance(c.GD, rule, l1, t, limit, params, schedule, start, acc, cells)
-    elif method == c.SIGN:
-        t = advance(c.SIGN, rule, l1, t, limit, params, schedule, start, acc, cells)
-    else:
-        t = advance(c.ADAM, rule, l1, t, limit, params, schedule, start, acc, cells)
+    numbers = (
+        params[c.P_RATE], params[c.P_M], params[c.P_TOLERANCE], params[c.P_BETA1], params[c.P_BETA2],
+        params[c.P_EPSILON], params[c.P_BIAS], acc[c.A_POWER1], acc[c.A_POWER2],
+    )  # fmt: skip
+    n, acc[c.A_POWER1], acc[c.A_POWER2] = advance_by(
+        method, rule, stop == c.STOP_L1, limit - t, t - start, schedule, -0.0, numbers, cells
+    )
     for block in range(norms.size):
         at, low, width = place(offsets, block)
         for i in range(width):
             x[low + i] = cells[at + X + LENGTH * i]
             for k in range(state.shape[0]):
                 state[k, low + i] = cells[at + M + LENGTH * (SIZE * k + i)]
-    return t
+    return t + n
+
+
+@outlined
+def advance_four(w, method, rule, stop, most, offsets, data_offsets, data, shared, norms, t, par, schedule,
+                 acc, x, state, cells):  # fmt: skip
+    """Advance the lanes w to w + 3 to the next event of one of them, at most by ``most`` iterations.
+
+    ``cells`` has ``ROWS`` entries a block, and zeros where nothing is written here.
+    """
+    lanes = x.shape[1]
+    for block in range(norms.shape[0]):
+        low, at, first = offsets[block], block * ROWS, data_offsets[block]
+        width = offsets[block + 1] - low
+        store(load(norms, block * lanes + w), cells, at + NORM)
+        for i in range(width):
+            store(load(x, (low + i) * lanes + w), cells, at + X + LENGTH * i)
+            for k in range(state.shape[0]):
+                row = k * x.shape[0] + low + i
+                store(load(state, row * lanes + w), cells, at + M + LENGTH * (SIZE * k + i))
+            for j in range(width):
+                row = first + width * j + i
+                h = spread(data[row, 0]) if shared else load(data, row * lanes + w)
+                store(h, cells, at + H + LENGTH * (SIZE * j + i))
+    numbers = (
+        load(par, c.P_RATE * lanes + w), load(par, c.P_M * lanes + w), load(par, c.P_TOLERANCE * lanes + w),
+        load(par, c.P_BETA1 * lanes + w), load(par, c.P_BETA2 * lanes + w),
+        load(par, c.P_EPSILON * lanes + w), load(par, c.P_BIAS * lanes + w),
+        load(acc, c.A_POWER1 * lanes + w), load(acc, c.A_POWER2 * lanes + w),
+    )  # fmt: skip
+    start = t[w], t[w + 1], t[w + 2], t[w + 3]
+    n, power1, power2 = advance_by(
+        method, rule, stop == c.STOP_L1, most, start, schedule, spread(-0.0), numbers, cells
+    )
+    store(power1, acc, c.A_POWER1 * lanes + w)
+    store(power2, acc, c.A_POWER2 * lanes + w)
+    for k in range(w, w + LENGTH):
+        t[k] += n
+    for block in range(norms.shape[0]):
+        low, at = offsets[block], block * ROWS
+        for i in range(offsets[block + 1] - low):
+            store(load(cells, at + X + LENGTH * i), x, (low + i) * lanes + w)
+            for k in range(state.shape[0]):
+                row = k * x.shape[0] + low + i
+                store(load(cells, at + M + LENGTH * (SIZE * k + i)), state, row * lanes + w)
+    return n

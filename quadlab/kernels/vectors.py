@@ -64,6 +64,13 @@ class Vectors:
         first = self.builder.insert_element(none, value, WORD(0))
         return self.chosen(first, none, *[0] * self.length)
 
+    def joined(self, values: Any) -> Any:
+        """Return the vector of these doubles."""
+        vector = ir.Constant(self.type, ir.Undefined)
+        for k, value in enumerate(values):
+            vector = self.builder.insert_element(vector, value, WORD(k))
+        return vector
+
     def chosen(self, a: Any, b: Any, *entries: int) -> Any:
         """Return the vector of entries of a, counted from 0, and of b, counted on."""
         mask = ir.Constant(ir.VectorType(WORD, len(entries)), list(entries))
