@@ -26,7 +26,7 @@ from quadlab.kernels.tiny import ROWS, advance_four
 TINY_PIECE = 64
 
 
-@inline
+@outlined
 def block_sum(kind, a, b, low, high, lanes, stripes, part):
     """Write the block sum of every lane into ``part``: the order of single.block_sum."""
     for w in range(lanes):

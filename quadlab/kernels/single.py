@@ -15,8 +15,9 @@ from quadlab.kernels import codes as c
 from quadlab.kernels.dense import fourfold_product, fourfold_work, symmetric_product
 from quadlab.kernels.elements import adam, average, flush, inline, larger, outlined, sign
 from quadlab.kernels.pointers import single_function_at
-from quadlab.kernels.stream import FIRST, advance_stream, assist
+from quadlab.kernels.stream import advance_stream, assist
 from quadlab.kernels.sums import (
+    FIRST,
     absolute_block_sum,
     absolute_sum,
     called_product_sum,

@@ -17,11 +17,8 @@ import numpy as np
 
 from quadlab.kernels import codes as c
 from quadlab.kernels.elements import adam, average, flush, outlined, sign
-from quadlab.kernels.sums import absolute_block_sum, product_block_sum
+from quadlab.kernels.sums import FIRST, absolute_block_sum, product_block_sum
 from quadlab.kernels.team import barrier
-
-# Not 0: as a literal it has a type of its own, for which all is compiled once more.
-FIRST = np.int64(0)
 
 
 @outlined

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -18,7 +19,8 @@ from quadlab.kernels.elements import inline, outlined, sign
 from quadlab.kernels.pointers import COMPILING
 from quadlab.kernels.vectors import Vectors, constant
 
-TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = 0, 1, 2
+# Not literals, each of a type of its own, for which a function would be compiled once more.
+FIRST, TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = map(np.int64, (0, 0, 1, 2))
 
 
 @inline
