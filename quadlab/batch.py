@@ -102,6 +102,8 @@ class Column:
 
     def each(self) -> list[Any]:
         """Return the value of each run."""
+        if len(self.values) == 1:
+            return self.values * self.which.size
         return list(map(self.values.__getitem__, self.which.tolist()))
 
     def part(self, runs: IntArray) -> Column:
@@ -128,7 +130,9 @@ class Column:
                     table[:, index] = number
             return
         for index in set().union(*rows):
-            table[:, index] = self.spread([row[index] if index in row else 0.0 for row in rows])
+            # Not `row.get`: no call for each value.
+            numbers = [row[index] if index in row else 0.0 for row in rows]  # noqa: SIM401
+            table[:, index] = self.spread(numbers)
 
 
 def columns(**arguments: Any) -> dict[str, Column]:

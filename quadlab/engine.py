@@ -254,7 +254,7 @@ def _iterate(
                     noise = job.noise.block(drawn)
             at = np.array(pending, dtype=np.int64) if pending else _NO_INTEGERS
             record = np.empty((len(at), c.N_QUANTITIES)) if pending else _NO_ROWS
-            clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
+            clock = np.array([s.t, job.cap, pause, s.t, 0])
             call = len(s.times), at, record, clock
             status = team.run(
                 kernel,

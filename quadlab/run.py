@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -181,7 +179,9 @@ def read_statistics(
 def read_quantities(wants: list[int], rows: FloatArray) -> list[dict[str, float]]:
     """Return by name what the kernels measured at one iteration of each run."""
     found: list[dict[str, float]] = [{} for _ in wants]
-    of_any = functools.reduce(operator.or_, set(wants))
+    of_any = 0
+    for want in set(wants):
+        of_any |= want
     for name, bit in _MEASURED.items():
         if of_any & bit:
             for own, want, value in zip(found, wants, QUANTITIES[name](rows).tolist(), strict=True):
