@@ -414,13 +414,10 @@ def _resolved(problems: Column, methods: Column, stop: Column) -> Column:
     own = [own_step(method.learning_rate) for method in methods.values]
     if None not in own:
         return Column(own, methods.which)
-    known = np.array([step is not None for step in own])
-    tied = np.flatnonzero(~known[methods.which])
-    cases = Column.together(*(column.part(tied) for column in (methods, problems, stop)))
-    found = [resolve(m.learning_rate, m.families, p, s) for m, p, s in cases.values]
-    which = (len(found) + known.cumsum() - 1)[methods.which]
-    which[tied] = cases.which
-    return Column([*found, *(step for step in own if step is not None)], which)
+    both = Column(list(zip(methods.values, own, strict=True)), methods.which)
+    cases = Column.together(both, problems, stop)
+    found = [step or resolve(m.learning_rate, m.families, p, s) for (m, step), p, s in cases.values]
+    return Column(found, cases.which)
 
 
 def _function(method: FunctionMethod) -> Hashable:
