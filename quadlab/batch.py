@@ -89,7 +89,7 @@ class Column:
         first, which = combinations(*(column.which for column in columns))
         return cls(list(zip(*(column.part(first).each() for column in columns), strict=True)), which)
 
-    def equal(self, numbers: list[Any]) -> Column:
+    def distinct(self, numbers: list[Any]) -> Column:
         """Return the column of numbers given one for each value, equal ones once."""
         if len(numbers) == 1:
             return Column(numbers, self.which)
@@ -246,7 +246,7 @@ class Batch(NamedTuple):
         codes[:, STOP] = stop_codes = stop.spread([test.code for test in stop.values])
         codes[:, KEEP] = keep = _kept(statistics)
         codes[:, WANT] = _wanted(keep)[method_codes, rule_codes, stop_codes]
-        tests = Column.together(stop, problems.equal([problem.size for problem in problems.values]))
+        tests = Column.together(stop, problems.distinct([problem.size for problem in problems.values]))
         methods.fill(params, [method.parameters() for method in methods.values])
         steps.fill(params, [{c.P_RATE: step.rate, c.P_M: step.m} for step in steps.values])
         tests.fill(params, [_target(*test) for test in tests.values])
