@@ -93,8 +93,9 @@ class Column:
         """Return the column of numbers given one for each value, equal ones once."""
         if len(numbers) == 1:
             return Column(numbers, self.which)
-        place = {number: k for k, number in enumerate(dict.fromkeys(numbers))}
-        return Column(list(place), np.array(list(map(place.__getitem__, numbers))).take(self.which))
+        place: dict[Any, int] = {}
+        which = [place.setdefault(number, len(place)) for number in numbers]
+        return Column(list(place), np.array(which)[self.which])
 
     def at(self, run: int) -> Any:
         """Return the value of a run."""
@@ -200,6 +201,8 @@ class Batch(NamedTuple):
         Of the method, the rule for the step and the measured quantity; what to compute, what to keep; and,
         set when a kernel is called, the path of a single run or whether lanes share H.
     params : ndarray of shape (n, N_PARAMETERS)
+    noisy : bool
+        Whether any problem has gradient noise.
     statistics : tuple of str
     """
 
@@ -211,6 +214,7 @@ class Batch(NamedTuple):
     caps: IntArray
     codes: IntArray
     params: FloatArray
+    noisy: bool
     statistics: tuple[str, ...]
 
     @classmethod
@@ -237,9 +241,9 @@ class Batch(NamedTuple):
         if c.FROZEN_ADAM in kinds:
             for k in set(problems.which[codes[:, METHOD] == c.FROZEN_ADAM].tolist()):
                 _check_frozen(problems.values[k])
-        noisy = [problem.is_noisy for problem in problems.values]
-        if any(noisy):
-            for k in set(methods.which[np.array(noisy)[problems.which]].tolist()):
+        noisy = any(loud := [problem.is_noisy for problem in problems.values])
+        if noisy:
+            for k in set(methods.which[np.array(loud)[problems.which]].tolist()):
                 check_noise(methods.values[k].learning_rate)
         steps = _resolved(problems, methods, stop)
         codes[:, RULE] = rule_codes = steps.spread([step.rule for step in steps.values])
@@ -253,7 +257,7 @@ class Batch(NamedTuple):
         for index, tail in ((c.P_TAIL_GAP, tail_gap_start), (c.P_TAIL_DISPLACEMENT, tail_displacement_start)):
             tail.fill(params, [{index: _tail_start(start)} for start in tail.values])
         seeds = Column(list(map(check_seed, noise_seed.values)), noise_seed.which)
-        return cls(problems, methods, stop, steps, seeds, caps, codes, params, statistics)
+        return cls(problems, methods, stop, steps, seeds, caps, codes, params, noisy, statistics)
 
     @property
     def size(self) -> int:
@@ -290,6 +294,7 @@ class Batch(NamedTuple):
             self.caps[runs],
             self.codes[runs],
             self.params[runs],
+            self.noisy,
             self.statistics,
         )
 
@@ -306,8 +311,9 @@ class Batch(NamedTuple):
         schedules[scheduled] = labels(step.schedule for step in self.steps.part(scheduled).each())
         structures = labels(p.packed().structure for p in self.problems.values)[self.problems.which]
         long = (schedules > 0) & (self.caps > MAX_LANE_SCHEDULE)
-        noisy = np.array([problem.is_noisy for problem in self.problems.values])[self.problems.which]
-        flags = noisy + 2 * (self.params[:, c.P_DECAY] != 0.0)
+        flags = 2 * (self.params[:, c.P_DECAY] != 0.0)
+        if self.noisy:
+            flags += np.array([problem.is_noisy for problem in self.problems.values])[self.problems.which]
         codes = (self.codes[:, k] for k in (METHOD, RULE, STOP))
         _, kinds = combinations(*codes, functions, schedules, structures, flags)
         kinds[(functions == 0) | (structures == 0) | long] = -1
@@ -325,7 +331,7 @@ class Batch(NamedTuple):
         for name, starts in tails.items():
             if any(starts):
                 others[f"{name}_start"] = starts
-        if any([problem.is_noisy for problem in self.problems.values]):
+        if self.noisy:
             pairs = zip(self.problems.each(), self.seeds.each(), strict=True)
             others["noise_seed"] = [seed if problem.is_noisy else None for problem, seed in pairs]
         if trace is not None:
