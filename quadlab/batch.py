@@ -32,7 +32,7 @@ IntArray = NDArray[np.int64]
 #: Longest schedule that lanes share.
 MAX_LANE_SCHEDULE = 1 << 20
 #: Columns of `Batch.codes`.
-METHOD, RULE, STOP, WANT, KEEP = range(5)
+METHOD, RULE, STOP, WANT, KEEP, PATH, SHARED = range(7)
 
 _FOR_STOP = {
     c.STOP_L1: c.WANT_L1,
@@ -53,7 +53,8 @@ _ONE_RUN = np.zeros(1, dtype=np.int64)
 _ONE_RUN.setflags(write=False)
 
 
-class Column(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Column:
     """An argument of n runs.
 
     Attributes
@@ -79,22 +80,60 @@ class Column(NamedTuple):
         """Return the column of a single run."""
         return cls([value], _ONE_RUN)
 
+    @classmethod
+    def together(cls, *columns: Column) -> Column:
+        """Return the column of the tuples of values that runs have of these columns."""
+        values = [column.values for column in columns]
+        if max(map(len, values)) == 1:
+            return cls(list(zip(*values, strict=True)), columns[0].which)
+        first, which = combinations(*(column.which for column in columns))
+        return cls(list(zip(*(column.part(first).each() for column in columns), strict=True)), which)
+
+    def distinct(self, numbers: list[Any]) -> Column:
+        """Return the column of numbers given one for each value, equal ones once."""
+        if len(numbers) == 1:
+            return Column(numbers, self.which)
+        place: dict[Any, int] = {}
+        which = [place.setdefault(number, len(place)) for number in numbers]
+        return Column(list(place), np.array(which)[self.which])
+
     def at(self, run: int) -> Any:
         """Return the value of a run."""
         return self.values[self.which[run]]
 
-    def each(self, runs: IntArray) -> list[Any]:
-        """Return the value of each of these runs."""
-        return list(map(self.values.__getitem__, self.which[runs].tolist()))
+    def each(self) -> list[Any]:
+        """Return the value of each run."""
+        if len(self.values) == 1:
+            return self.values * self.which.size
+        return list(map(self.values.__getitem__, self.which.tolist()))
 
-    def among(self, runs: IntArray) -> tuple[list[Any], IntArray]:
-        """Return the values that occur among these runs, and the place of each run's."""
-        used, place = np.unique(self.which[runs], return_inverse=True)
-        return list(map(self.values.__getitem__, used.tolist())), place
+    def part(self, runs: IntArray) -> Column:
+        """Return the column of these runs."""
+        return Column(self.values, self.which[runs])
 
-    def spread(self, numbers: Any) -> NDArray[Any]:
-        """Return a number for each run, given one for each value."""
-        return np.array(numbers).take(self.which)
+    def used(self) -> Column:
+        """Return the column without the values that no run has."""
+        used, which = np.unique(self.which, return_inverse=True)
+        return Column(list(map(self.values.__getitem__, used.tolist())), which)
+
+    def spread(self, numbers: list[Any]) -> Any:
+        """Return what to assign to have a number for each run, given one for each value.
+
+        That of the only value is repeated by the assignment itself, for a tenth of what an array costs.
+        """
+        return numbers[0] if len(numbers) == 1 else np.array(numbers).take(self.which)
+
+    def fill(self, table: NDArray[Any], rows: list[dict[int, float]]) -> None:
+        """Write the entries of each value, by their column in a table of zeros, to the rows of its runs."""
+        if len(rows) == 1:
+            for index, number in rows[0].items():
+                if number:
+                    table[:, index] = number
+            return
+        for index in set().union(*rows):
+            # Not `row.get`: no call for each value.
+            numbers = [row[index] if index in row else 0.0 for row in rows]  # noqa: SIM401
+            table[:, index] = self.spread(numbers)
 
 
 def columns(**arguments: Any) -> dict[str, Column]:
@@ -151,18 +190,19 @@ class Job(NamedTuple):
     noise: NoiseStream | None
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """Runs, checked and resolved.
 
     Attributes
     ----------
     problems, methods, stops, steps, seeds : Column
     caps : ndarray of shape (n,), int64
-    codes : ndarray of shape (n, 5), int64
-        Of the method, the rule for the step and the measured quantity; what to compute, what to keep.
+    codes : ndarray of shape (n, 7), int64
+        Of the method, the rule for the step and the measured quantity; what to compute, what to keep; and,
+        set when a kernel is called, the path between events and whether lanes share H.
     params : ndarray of shape (n, N_PARAMETERS)
-    noisy : ndarray of shape (n,), bool
+    noisy : bool
+        Whether any problem has gradient noise.
     statistics : tuple of str
     """
 
@@ -174,12 +214,13 @@ class Batch:
     caps: IntArray
     codes: IntArray
     params: FloatArray
-    noisy: NDArray[np.bool_]
+    noisy: bool
     statistics: tuple[str, ...]
 
     @classmethod
     def make(
         cls,
+        statistics: tuple[str, ...],
         problems: Column,
         methods: Column,
         stop: Column,
@@ -187,37 +228,34 @@ class Batch:
         tail_gap_start: Column,
         tail_displacement_start: Column,
         noise_seed: Column,
-        statistics: tuple[str, ...],
     ) -> Batch:
         """Check and resolve the arguments of runs; ValueError for what is wrong with any of them."""
         for column, check in ((problems, check_problem), (methods, check_method), (stop, check_stop)):
             for value in column.values:
                 check(value)
-        caps = max_iterations.spread(list(map(_cap, max_iterations.values)))
-        codes = np.zeros((caps.size, 5), dtype=np.int64)
-        codes[:, METHOD] = methods.spread(kinds := [method.code for method in methods.values])
+        n = problems.which.size
+        caps, codes = np.empty(n, dtype=np.int64), np.zeros((n, SHARED + 1), dtype=np.int64)
+        params = np.zeros((n, c.N_PARAMETERS))
+        caps[:] = max_iterations.spread(list(map(_cap, max_iterations.values)))
+        codes[:, METHOD] = method_codes = methods.spread(kinds := [method.code for method in methods.values])
         if c.FROZEN_ADAM in kinds:
             for k in set(problems.which[codes[:, METHOD] == c.FROZEN_ADAM].tolist()):
                 _check_frozen(problems.values[k])
-        noisy = problems.spread(loud := [problem.is_noisy for problem in problems.values])
-        if any(loud):
-            for k in set(methods.which[noisy].tolist()):
+        noisy = any(loud := [problem.is_noisy for problem in problems.values])
+        if noisy:
+            for k in set(methods.which[np.array(loud)[problems.which]].tolist()):
                 check_noise(methods.values[k].learning_rate)
         steps = _resolved(problems, methods, stop)
-        codes[:, RULE] = steps.spread([step.rule for step in steps.values])
-        codes[:, STOP] = stop.spread([test.code for test in stop.values])
+        codes[:, RULE] = rule_codes = steps.spread([step.rule for step in steps.values])
+        codes[:, STOP] = stop_codes = stop.spread([test.code for test in stop.values])
         codes[:, KEEP] = keep = _kept(statistics)
-        codes[:, WANT] = _wanted(keep)[codes[:, METHOD], codes[:, RULE], codes[:, STOP]]
-        params = _hyperparameters(methods.values)[methods.which]
-        params[:, c.P_RATE] = steps.spread([step.rate for step in steps.values])
-        params[:, c.P_M] = steps.spread([step.m for step in steps.values])
-        sizes = problems.spread([problem.size for problem in problems.values])
-        first, which = combinations(stop.which, sizes)
-        targets = [_target(*pair) for pair in zip(stop.each(first), sizes[first].tolist(), strict=True)]
-        params[:, c.P_RELATIVE], params[:, c.P_TOLERANCE] = np.array(targets)[which].T
-        params[:, c.P_TAIL_GAP] = tail_gap_start.spread(list(map(_tail_start, tail_gap_start.values)))
-        starts = list(map(_tail_start, tail_displacement_start.values))
-        params[:, c.P_TAIL_DISPLACEMENT] = tail_displacement_start.spread(starts)
+        codes[:, WANT] = _wanted(keep)[method_codes, rule_codes, stop_codes]
+        tests = Column.together(stop, problems.distinct([problem.size for problem in problems.values]))
+        methods.fill(params, [method.parameters() for method in methods.values])
+        steps.fill(params, [{c.P_RATE: step.rate, c.P_M: step.m} for step in steps.values])
+        tests.fill(params, [_target(*test) for test in tests.values])
+        for index, tail in ((c.P_TAIL_GAP, tail_gap_start), (c.P_TAIL_DISPLACEMENT, tail_displacement_start)):
+            tail.fill(params, [{index: _tail_start(start)} for start in tail.values])
         seeds = Column(list(map(check_seed, noise_seed.values)), noise_seed.which)
         return cls(problems, methods, stop, steps, seeds, caps, codes, params, noisy, statistics)
 
@@ -228,15 +266,16 @@ class Batch:
 
     def job(self, k: int) -> Job:
         """Return one run."""
+        problem = self.problems.at(k)
         return Job(
-            problem=self.problems.at(k),
-            method=self.methods.at(k),
-            stop=self.stops.at(k),
-            step=self.steps.at(k),
+            problem,
+            self.methods.at(k),
+            self.stops.at(k),
+            self.steps.at(k),
             cap=int(self.caps[k]),
             codes=self.codes[k],
             params=self.params[k],
-            noise=self.noise(k) if self.noisy[k] else None,
+            noise=self.noise(k) if problem.is_noisy else None,
         )
 
     def noise(self, k: int) -> NoiseStream:
@@ -244,58 +283,78 @@ class Batch:
         problem: BlockQuadratic = self.problems.at(k)
         return problem.noise_stream(self.seeds.at(k))
 
-    @functools.cached_property
+    def part(self, runs: IntArray) -> Batch:
+        """Return these runs."""
+        return Batch(
+            self.problems.part(runs).used(),
+            self.methods.part(runs),
+            self.stops.part(runs),
+            self.steps.part(runs),
+            self.seeds.part(runs),
+            self.caps[runs],
+            self.codes[runs],
+            self.params[runs],
+            self.noisy,
+            self.statistics,
+        )
+
     def hessians(self) -> IntArray:
-        """A number for each run, equal for those that share H."""
-        return self.problems.spread([id(problem.blocks) for problem in self.problems.values])
+        """Return a number for each run, equal for those that share H."""
+        return np.array([id(problem.blocks) for problem in self.problems.values])[self.problems.which]
 
     def kinds(self) -> IntArray:
         """Return a label for each run, equal for those that can share lanes, -1 for one that goes alone."""
         functions, schedules = np.ones_like(self.caps), np.zeros_like(self.caps)
         called = np.flatnonzero(self.codes[:, METHOD] == c.USER)
-        functions[called] = labels(map(_function, self.methods.each(called)))
+        functions[called] = labels(map(_function, self.methods.part(called).each()))
         scheduled = np.flatnonzero(self.codes[:, RULE] == c.SCHEDULE)
-        schedules[scheduled] = labels(step.schedule for step in self.steps.each(scheduled))
-        structures = self.problems.spread(labels(p.packed().structure for p in self.problems.values))
+        schedules[scheduled] = labels(step.schedule for step in self.steps.part(scheduled).each())
+        structures = labels(p.packed().structure for p in self.problems.values)[self.problems.which]
         long = (schedules > 0) & (self.caps > MAX_LANE_SCHEDULE)
-        flags = self.noisy + 2 * (self.params[:, c.P_DECAY] != 0.0)
+        flags = 2 * (self.params[:, c.P_DECAY] != 0.0)
+        if self.noisy:
+            flags += np.array([problem.is_noisy for problem in self.problems.values])[self.problems.which]
         codes = (self.codes[:, k] for k in (METHOD, RULE, STOP))
         _, kinds = combinations(*codes, functions, schedules, structures, flags)
         kinds[(functions == 0) | (structures == 0) | long] = -1
         return kinds
 
-    def runs(
-        self, members: IntArray, outcome: Outcome, trace: Trace | None = None, state: Any = None
-    ) -> list[Run]:
-        """Return these runs from what the kernels left; the trace and the state are those of a single run."""
-        wants, params, counts = self.codes[members, WANT], self.params[members], outcome.iterations
-        tails = {"tail_gap": params[:, c.P_TAIL_GAP], "tail_displacement": params[:, c.P_TAIL_DISPLACEMENT]}
-        columns = {
-            "problem": self.problems.each(members),
-            "method": self.methods.each(members),
-            "stop": self.stops.each(members),
-            "status": list(map(STATUS_OF.__getitem__, outcome.statuses.tolist())),
-            "iterations": counts.tolist(),
-            "tolerance": outcome.tolerances.tolist(),
-            "point": outcome.points,
-            "step": self.steps.each(members),
-            "max_iterations": self.caps[members].tolist(),
-            "initial": read_quantities(wants, outcome.firsts),
-            "final": read_quantities(wants, outcome.finals),
-            "statistics": read_statistics(self.statistics, outcome.accs, counts, outcome.peaks, tails),
+    def runs(self, outcome: Outcome, trace: Trace | None = None, state: Any = None) -> list[Run]:
+        """Return the runs from what the kernels left; the trace and the state are those of a single run."""
+        wants = self.codes[:, WANT].tolist()
+        tails = {
+            "tail_gap": self.params[:, c.P_TAIL_GAP].tolist(),
+            "tail_displacement": self.params[:, c.P_TAIL_DISPLACEMENT].tolist(),
         }
-        # The others are seldom not at their default.
-        starts = {f"{name}_start": start.tolist() for name, start in tails.items()}
-        columns |= {name: start for name, start in starts.items() if any(start)}
-        noisy = self.noisy[members].tolist()
-        if any(noisy):
-            seeds = zip(self.seeds.each(members), noisy, strict=True)
-            columns["noise_seed"] = [seed if known else None for seed, known in seeds]
+        # What is seldom not at its default.
+        others: dict[str, list[Any]] = {}
+        for name, starts in tails.items():
+            if any(starts):
+                others[f"{name}_start"] = starts
+        if self.noisy:
+            pairs = zip(self.problems.each(), self.seeds.each(), strict=True)
+            others["noise_seed"] = [seed if problem.is_noisy else None for problem, seed in pairs]
         if trace is not None:
-            columns["trace"] = [trace]
+            others["trace"] = [trace]
         if state is not None:
-            columns["state"] = [state]
-        return Run.from_columns(**columns)
+            others["state"] = [state]
+        return Run.from_columns(
+            problem=self.problems.each(),
+            method=self.methods.each(),
+            stop=self.stops.each(),
+            status=list(map(STATUS_OF.__getitem__, outcome.statuses)),
+            iterations=outcome.iterations,
+            tolerance=outcome.tolerances,
+            point=outcome.points,
+            step=self.steps.each(),
+            max_iterations=self.caps.tolist(),
+            initial=read_quantities(wants, outcome.firsts),
+            final=read_quantities(wants, outcome.finals),
+            statistics=read_statistics(
+                self.statistics, outcome.accs, outcome.iterations, outcome.peaks, tails
+            ),
+            **others,
+        )
 
 
 class Outcome:
@@ -303,21 +362,21 @@ class Outcome:
 
     Attributes
     ----------
-    statuses, iterations : ndarray of shape (n,), int64
-    tolerances : ndarray of shape (n,)
+    statuses, iterations : list of int
+    tolerances : list of float
         What the measured quantity was compared with.
     points : list of ndarray of shape (P,)
         The final w.
     accs : ndarray of shape (n, N_ACCUMULATORS)
-    peaks : ndarray of shape (n,)
+    peaks : list of float
         sum_i max_t |g_i|, where it was asked for.
     firsts, finals : ndarray of shape (n, N_QUANTITIES)
         At the start and at the end.
     """
 
     def __init__(self, n: int) -> None:
-        self.statuses, self.iterations = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        self.tolerances, self.peaks = np.zeros(n), np.zeros(n)
+        self.statuses, self.iterations = [c.RUNNING] * n, [0] * n
+        self.tolerances, self.peaks = [0.0] * n, [0.0] * n
         self.accs = np.zeros((n, c.N_ACCUMULATORS))
         self.firsts, self.finals = np.zeros((n, c.N_QUANTITIES)), np.zeros((n, c.N_QUANTITIES))
         self.points: list[Any] = [None] * n
@@ -342,10 +401,9 @@ def _tail_start(value: Any) -> float:
     return float(value)
 
 
-def _target(stop: Stop, size: int) -> tuple[float, float]:
-    """Return the tolerance relative to the start's own value and the absolute one; the other is 0."""
-    tolerance = stop.tolerance(size, 1.0)
-    return (tolerance, 0.0) if stop.relative else (0.0, tolerance)
+def _target(stop: Stop, size: int) -> dict[int, float]:
+    """Return the tolerance relative to the start's own value, or the absolute one."""
+    return {c.P_RELATIVE if stop.relative else c.P_TOLERANCE: stop.tolerance(size, 1.0)}
 
 
 def _check_frozen(problem: BlockQuadratic) -> None:
@@ -362,33 +420,15 @@ def _resolved(problems: Column, methods: Column, stop: Column) -> Column:
     own = [own_step(method.learning_rate) for method in methods.values]
     if None not in own:
         return Column(own, methods.which)
-    tied = np.flatnonzero(methods.spread([step is None for step in own]))
-    first, place = combinations(*(column.which[tied] for column in (methods, problems, stop)))
-    chosen = (column.each(tied[first]) for column in (methods, problems, stop))
-    found = [resolve(m.learning_rate, m.families, p, s) for m, p, s in zip(*chosen, strict=True)]
-    which = methods.which.copy()
-    which[tied] = len(own) + place
-    return Column(*Column([*own, *found], which).among(np.arange(which.size)))  # those in use
+    both = Column(list(zip(methods.values, own, strict=True)), methods.which)
+    cases = Column.together(both, problems, stop)
+    found = [step or resolve(m.learning_rate, m.families, p, s) for (m, step), p, s in cases.values]
+    return Column(found, cases.which)
 
 
 def _function(method: FunctionMethod) -> Hashable:
     """Return what lanes call for a method; None for a function of whole vectors."""
     return (method.function(), method.n_states) if method.is_elementwise else None
-
-
-def _hyperparameters(methods: list[Method]) -> FloatArray:
-    """Return the parameters of methods, a row each."""
-    rows: list[int] = []
-    indices: list[int] = []
-    values: list[float] = []
-    for k, method in enumerate(methods):
-        own = method.parameters()
-        rows += [k] * len(own)
-        indices += own
-        values += own.values()
-    table = np.zeros((len(methods), c.N_PARAMETERS))
-    table[rows, indices] = values
-    return table
 
 
 def _kept(statistics: tuple[str, ...]) -> int:

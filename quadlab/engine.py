@@ -14,19 +14,20 @@ second, so that Ctrl-C, callbacks and progress live here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from quadlab._arrays import FloatArray
 from quadlab._progress import progress_bar
-from quadlab.batch import METHOD, WANT, Batch, IntArray, Job, Outcome
+from quadlab.batch import METHOD, PATH, SHARED, WANT, Batch, IntArray, Job, Outcome
 from quadlab.curvature import curvature
 from quadlab.kernels import codes as c
 from quadlab.methods import FunctionMethod, Method
@@ -75,6 +76,28 @@ def _lowest(problem: BlockQuadratic) -> FloatArray:
 # -- the single path -----------------------------------------------------------------------------------------
 
 
+def _beginning() -> FloatArray:
+    acc = np.zeros(c.N_ACCUMULATORS)
+    acc[list(c.STARTS_AT_INFINITY)] = np.inf
+    acc[list(c.STARTS_AT_ONE)] = 1.0
+    acc.setflags(write=False)
+    return acc
+
+
+#: The accumulators of a run that has not begun.
+_BEGINNING = _beginning()
+#: Stand for arrays that a run does without.
+_NO_FLOATS, _NO_INTEGERS, _NO_ROWS = np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, c.N_QUANTITIES))
+
+
+@functools.cache
+def _single() -> Any:
+    """Return the compiled single path; Numba is not imported before."""
+    from quadlab.kernels import entry
+
+    return entry.single()
+
+
 @dataclass
 class State:
     """Everything a run carries from one kernel call to the next."""
@@ -93,16 +116,13 @@ class State:
     def begin(cls, job: Job) -> State:
         """Return the state at the start of a run."""
         size = job.problem.size
-        acc = np.zeros(c.N_ACCUMULATORS)
-        acc[list(c.STARTS_AT_INFINITY)] = np.inf
-        acc[list(c.STARTS_AT_ONE)] = 1.0
         return cls(
             t=0,
             params=job.params.copy(),
-            x=np.array(job.problem.displacement),
+            x=job.problem.displacement.copy(),
             state=np.zeros((job.method.n_states, size)),
-            peak=np.zeros(size if job.codes[WANT] & c.WANT_PEAK else 0),
-            acc=acc,
+            peak=np.zeros(size) if job.codes[WANT] & c.WANT_PEAK else _NO_FLOATS,
+            acc=_BEGINNING.copy(),
             first=np.zeros(c.N_QUANTITIES),
         )
 
@@ -114,15 +134,18 @@ class State:
         )  # fmt: skip
 
 
+#: Methods, rules and tests of the paths for tiny and for long diagonal blocks.
+_FUSED = {
+    *itertools.product((c.GD, c.SIGN, c.ADAM), (c.CONSTANT, c.SCHEDULE), (c.STOP_L1, c.STOP_L2)),
+    *itertools.product((c.GD,), (c.LEMMA, c.M_STAR), (c.STOP_L2,)),
+    *itertools.product((c.SIGN,), (c.LEMMA, c.M_STAR), (c.STOP_L1,)),
+}
+
+
 def _path(job: Job) -> int:
     """Return the kernels' path of the iterations at which nothing happens."""
-    method, rule, stop, _, keep = job.codes.tolist()
-    if keep or job.noise is not None or job.params[c.P_DECAY] != 0.0:
-        return c.GENERAL
-    norm = {c.GD: c.STOP_L2, c.SIGN: c.STOP_L1}.get(method)
-    simple = rule in (c.CONSTANT, c.SCHEDULE) and stop in (c.STOP_L1, c.STOP_L2)
-    own = rule in (c.LEMMA, c.M_STAR) and stop == norm
-    if not ((simple and (norm is not None or method == c.ADAM)) or own):
+    method, rule, stop, _, keep, *_ = job.codes.tolist()
+    if keep or job.noise is not None or (method, rule, stop) not in _FUSED or job.params[c.P_DECAY] != 0.0:
         return c.GENERAL
     packed = job.problem.packed()
     if packed.kind == c.DENSE and packed.largest <= MAX_TINY_BLOCK:
@@ -134,45 +157,46 @@ def _path(job: Job) -> int:
 
 def run_one(
     batch: Batch,
-    s: State,
+    s: State | None,
     times: Iterator[int] | None,
     callback: Callable[[int, FloatArray], Any] | None,
     fused: bool,
     threads: int,
 ) -> Run:
-    """Make the one run of a batch, from the state s to the end.
+    """Make the one run of a batch, from the state s (None: from its start) to the end.
 
     Ctrl-C leaves the run so far, as if capped there, in the attribute ``run`` of the KeyboardInterrupt.
     """
     job = batch.job(0)
+    s = State.begin(job) if s is None else s
     try:
         status, q = _iterate(job, s, times, callback, None, fused, threads)
     except KeyboardInterrupt as interrupt:
         # The quantities at the point reached are those of a run with its cap there.
-        here = replace(batch, caps=np.array([s.t]))
+        here = batch._replace(caps=np.array([s.t]))
         nothing = None if times is None else iter(())
         interrupt.run = run_one(here, s, nothing, None, fused, threads)  # type: ignore[attr-defined]
         raise
     trace = None
-    kept = State(s.t, s.params, s.x, s.state, s.peak, s.acc, s.first, list(s.times), list(s.rows))
     if times is not None:
         at, rows = list(s.times), list(s.rows)
         if not at or at[-1] < s.t:
             at.append(s.t)
             rows.append(q.copy())
         else:  # the row of the end; a resumed run records it again
-            kept.times.pop()
-            kept.rows.pop()
+            s.times.pop()
+            s.rows.pop()
         trace = Trace.from_rows(np.array(at, dtype=np.int64), np.array(rows))
     outcome = Outcome(1)
     _store(outcome, 0, job, s, status, q)
-    return batch.runs(np.zeros(1, dtype=np.int64), outcome, trace, kept)[0]
+    return batch.runs(outcome, trace, s)[0]
 
 
 def _store(outcome: Outcome, k: int, job: Job, s: State, status: int, q: FloatArray) -> None:
     """Put a run that ended in the state s into row k."""
     outcome.statuses[k], outcome.iterations[k] = status, s.t
-    outcome.tolerances[k], outcome.peaks[k] = s.params[c.P_TOLERANCE], s.peak.sum() if s.peak.size else 0.0
+    outcome.tolerances[k] = float(s.params[c.P_TOLERANCE])
+    outcome.peaks[k] = float(s.peak.sum()) if s.peak.size else 0.0
     outcome.points[k] = job.problem.minimizer + s.x
     outcome.accs[k], outcome.firsts[k], outcome.finals[k] = s.acc, s.first, q
 
@@ -187,27 +211,24 @@ def _iterate(
     threads: int = 1,
 ) -> tuple[int, FloatArray]:
     """Run on the single path from the state s to the end; return the status and the last quantities."""
-    from quadlab.kernels import entry
-
     packed = job.problem.packed_symmetric() if fused else job.problem.packed()
     size = job.problem.size
-    kernel = entry.single()
+    kernel = _single()
     address = _addresses(job.method)[0]
-    path = _path(job) if fused else c.GENERAL
-    code = np.array([*job.codes.tolist(), path])
-    method, want = int(job.codes[METHOD]), int(job.codes[WANT])
-    g = np.empty(size)
-    d = np.empty(0 if method == c.GD else size)
-    work = np.empty(size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) or method == c.USER else 0)
-    q = np.zeros(c.N_QUANTITIES)
-    lowest = np.array(_lowest(job.problem)) if want & c.WANT_DENOMINATOR else np.zeros(packed.kinds.size)
-    support = job.problem.hessian_diagonal() if want & c.WANT_DISPLACEMENT else np.zeros(0)
+    code = job.codes
+    code[PATH] = path = _path(job) if fused else c.GENERAL
+    method, want = int(code[METHOD]), int(code[WANT])
+    g, q = np.empty(size), np.zeros(c.N_QUANTITIES)
+    d = _NO_FLOATS if method == c.GD else np.empty(size)
+    working = want & (c.WANT_DHD | c.WANT_DENOMINATOR) or method == c.USER
+    work = np.empty(size) if working else _NO_FLOATS
+    lowest = np.array(_lowest(job.problem)) if want & c.WANT_DENOMINATOR else _NO_FLOATS
+    support = job.problem.hessian_diagonal() if want & c.WANT_DISPLACEMENT else _NO_FLOATS
     team = _Team(packed, threads) if path == c.STREAM else _ALONE
     piece = max(16, PIECE // (packed.data.size + 8 * size))
-    schedule = np.zeros(0)
-    noise, noisy, drawn = np.zeros((0, size)), np.empty(0 if job.noise is None else size), -1
+    schedule, noise, drawn = _NO_FLOATS, _NO_ROWS, -1
+    noisy = _NO_FLOATS if job.noise is None else np.empty(size)
     pending: list[int] = []
-    no_times = np.zeros(0, dtype=np.int64)
     if times is not None:
         times = itertools.dropwhile(lambda t: t < s.t, times)
     status = c.RUNNING
@@ -231,9 +252,9 @@ def _iterate(
                 if s.t // rows != drawn:
                     drawn = s.t // rows
                     noise = job.noise.block(drawn)
-            at = np.array(pending, dtype=np.int64) if pending else no_times
-            record = np.empty((len(at), c.N_QUANTITIES))
-            clock = np.array([s.t, job.cap, pause, s.t, 0], dtype=np.int64)
+            at = np.array(pending, dtype=np.int64) if pending else _NO_INTEGERS
+            record = np.empty((len(at), c.N_QUANTITIES)) if pending else _NO_ROWS
+            clock = np.array([s.t, job.cap, pause, s.t, 0])
             call = len(s.times), at, record, clock
             status = team.run(
                 kernel,
@@ -299,20 +320,21 @@ def _collect(s: State, recorded: int, at: Any, record: FloatArray, clock: Any) -
     Ctrl-C may strike between a call and its bookkeeping, so this can be done twice.
     """
     done = int(clock[4])
-    s.times[recorded:] = at[:done].tolist()
-    s.rows[recorded:] = list(record[:done])
+    if done:
+        s.times[recorded:] = at[:done].tolist()
+        s.rows[recorded:] = list(record[:done])
     s.t = int(clock[0])
     return done
 
 
-def _run_each(batch: Batch, members: IntArray, bar: _Progress, threads: int) -> list[Run]:
-    outcome = Outcome(members.size)
-    for k, member in enumerate(members.tolist()):
-        job = batch.job(member)
+def _run_each(batch: Batch, bar: _Progress, threads: int) -> list[Run]:
+    outcome = Outcome(batch.size)
+    for k in range(batch.size):
+        job = batch.job(k)
         s = State.begin(job)
         _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled, threads=threads))
         bar.update(1)
-    return batch.runs(members, outcome)
+    return batch.runs(outcome)
 
 
 # -- lanes ---------------------------------------------------------------------------------------------------
@@ -327,7 +349,8 @@ def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> 
 
         def work(task: tuple[bool, IntArray]) -> None:
             packed, members = task
-            runs = _run_lanes(batch, members, bar) if packed else _run_each(batch, members, bar, spare)
+            part = batch.part(members)
+            runs = _run_lanes(part, bar) if packed else _run_each(part, bar, spare)
             for k, run in zip(members.tolist(), runs, strict=True):
                 results[k] = run
 
@@ -350,13 +373,14 @@ def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> 
 def _tasks(batch: Batch, lanes: bool, threads: int) -> Iterator[tuple[bool, IntArray]]:
     """Yield (as lanes, members) packs of runs."""
     kinds = batch.kinds() if lanes else np.full(batch.size, -1)
+    hessians = batch.hessians()
     alone = [np.flatnonzero(kinds < 0)]
     for members in _groups(kinds, np.flatnonzero(kinds >= 0)):
         # Runs that share H keep it in one copy; the others must be small enough for a copy a lane.
-        _, which, counts = np.unique(batch.hessians[members], return_inverse=True, return_counts=True)
+        _, which, counts = np.unique(hessians[members], return_inverse=True, return_counts=True)
         crowd = counts[which]
         together = (crowd >= min(MIN_LANES, members.size)) & (crowd >= LEAST_LANES)
-        for same in _groups(batch.hessians, members[together]):
+        for same in _groups(hessians, members[together]):
             yield from ((True, part) for part in _parts(batch, same, threads))
         mixed = members[~together]
         entries = batch.problems.at(members[0]).packed().data.size
@@ -393,21 +417,18 @@ def _width(size: int, runs: int) -> int:
     return max(8, min(width, 8 * math.ceil(runs / 8)))
 
 
-def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
-    """Run some of one kind as lanes; what is left at the end goes to the single path."""
+def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
+    """Make the runs of a batch of one kind as lanes; what is left at the end goes to the single path."""
     from quadlab.kernels import entry
 
-    n = members.size
-    hessians = batch.hessians[members]
-    shared = bool((hessians == hessians[0]).all())
-    problem, method, step = (column.at(members[0]) for column in (batch.problems, batch.methods, batch.steps))
+    n, params, caps = batch.size, batch.params, batch.caps
+    problems, place = batch.problems.values, batch.problems.which
+    problem, method, step = problems[0], batch.methods.at(0), batch.steps.at(0)
+    shared = all(p.blocks is problem.blocks for p in problems)
     packed = problem.packed()
     size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
-    example = batch.job(members[0])
-    code = np.array([*example.codes.tolist(), _path(example), shared])
-    want = int(code[WANT])
-    params, caps = batch.params[members], batch.caps[members]
-    problems, place = batch.problems.among(members)
+    code = batch.codes[0].copy()
+    code[PATH], code[SHARED], want = _path(batch.job(0)), shared, int(code[WANT])
     start = _rows([p.displacement for p in problems])[place]
     anchors = _rows([p.minimizer for p in problems])[place]
     anchor_of = anchors if code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0 else np.zeros((n, 0))
@@ -438,10 +459,11 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
     acc, q = empty((c.N_ACCUMULATORS, width)), np.zeros((c.N_QUANTITIES, width))
     stripes, part, eta, inverse = empty((c.STRIPES, width)), empty(width), empty(width), empty((2, width))
     outcome, points, peaks = Outcome(n), empty((n, size)), empty((n, peak.shape[0]))
+    statuses, iterations = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     kernel = entry.lanes()
     address = _addresses(method)[1]
     budget = max(16, PIECE // (width * (packed.data.size + 8 * size)))
-    streams = [batch.noise(k) for k in members.tolist()] if batch.noisy[members[0]] else []
+    streams = list(map(batch.noise, range(n))) if problem.is_noisy else []
     rows = streams[0].block_rows if streams else 0
     noise, noisy = empty((rows, size, width)), empty((size if rows else 0, width))
     budget = rows or budget
@@ -456,7 +478,7 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
             start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
             owner, t, cap, par, norms, lowest, support, anchor, data,
             x, g, d, work, state, peak, acc, q, stripes, part, eta, inverse,
-            outcome.statuses, outcome.iterations, points, peaks, outcome.accs, outcome.firsts, outcome.finals,
+            statuses, iterations, points, peaks, outcome.accs, outcome.firsts, outcome.finals,
             noise, noisy, address,
         )  # fmt: skip
         active, queued = int(clock[0]), int(clock[1])
@@ -466,22 +488,23 @@ def _run_lanes(batch: Batch, members: IntArray, bar: _Progress) -> list[Run]:
             raise KeyboardInterrupt
         if active == 0 and queued == n:
             break
-    first = QUANTITIES[batch.stops.at(members[0]).quantity](outcome.firsts)
+    first = QUANTITIES[batch.stops.at(0).quantity](outcome.firsts)
     relative = params[:, c.P_RELATIVE] != 0.0
-    outcome.tolerances[:] = np.where(relative, params[:, c.P_RELATIVE] * first, params[:, c.P_TOLERANCE])
-    outcome.peaks[:] = peaks.sum(axis=1)
+    tolerances = np.where(relative, params[:, c.P_RELATIVE] * first, params[:, c.P_TOLERANCE])
+    outcome.statuses, outcome.iterations = statuses.tolist(), iterations.tolist()
+    outcome.tolerances, outcome.peaks = tolerances.tolist(), peaks.sum(axis=1).tolist()
     points += anchors
     outcome.points = list(map(np.ndarray.copy, points))  # each of its own, not to keep all alive
     for w in range(active):
         k = int(owner[w])
-        job = batch.job(members[k])
+        job = batch.job(k)
         s = State(
             int(t[w]), par[:, w].copy(), x[:, w].copy(), state[:, :, w].copy(), peak[:, w].copy(),
             acc[:, w].copy(), outcome.firsts[k].copy(),
         )  # fmt: skip
         _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled))
         bar.update(1)
-    return batch.runs(members, outcome)
+    return batch.runs(outcome)
 
 
 def _draw(

@@ -669,7 +669,7 @@ class BlockQuadratic(Content):
     @cached_property
     def offsets(self) -> np.ndarray:
         """Block b holds the coordinates offsets[b] to offsets[b+1]; int64, shape (B + 1,)."""
-        return _fixed([0, *np.cumsum(self.block_sizes)])
+        return _fixed([0, *accumulate(block.size for block in self.blocks)])
 
     @cached_property
     def block_norms(self) -> FloatArray:
@@ -847,16 +847,18 @@ class BlockQuadratic(Content):
         """
         if "packed" not in self.cache:
             parts = [block.packed() for block in self.blocks]
-            kinds = _fixed([block.kind for block in self.blocks])
-            reflectors = _fixed([len(getattr(block, "reflectors", ())) for block in self.blocks])
+            # Found from lists, for a third of what arrays cost: batches of small problems pay it for each.
+            storages = [block.kind for block in self.blocks]
+            kinds = _fixed(storages)
+            reflectors = [len(getattr(block, "reflectors", ())) for block in self.blocks]
             self.cache["packed"] = PackedHessian(
                 kinds=kinds,
                 offsets=self.offsets,
-                data_offsets=_fixed([0, *np.cumsum([part.size for part in parts])]),
-                reflectors=reflectors,
-                kind=int(kinds[0]) if (kinds == kinds[0]).all() else -1,
-                largest=int(np.diff(self.offsets).max()),
-                structure=None if reflectors.any() else kinds.tobytes() + self.offsets.tobytes(),
+                data_offsets=_fixed([0, *accumulate(part.size for part in parts)]),
+                reflectors=_fixed(reflectors),
+                kind=storages[0] if len(set(storages)) == 1 else -1,
+                largest=max(block.size for block in self.blocks),
+                structure=None if any(reflectors) else kinds.tobytes() + self.offsets.tobytes(),
                 norms=self.block_norms,
                 data=self._joined(parts),
             )
@@ -887,7 +889,7 @@ class BlockQuadratic(Content):
                     kinds.append(SYMMETRIC)
                     parts.append(tiles(blocks[b].to_dense()))
             if parts:
-                data_offsets = _fixed([0, *np.cumsum([part.size for part in parts])])
+                data_offsets = _fixed([0, *accumulate(part.size for part in parts)])
                 packed = packed._replace(
                     kinds=_fixed(kinds), data_offsets=data_offsets, data=self._joined(parts)
                 )

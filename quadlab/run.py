@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -148,9 +146,10 @@ TRACE_WANT = c.WANT_GAP | c.WANT_L1 | c.WANT_SQUARE | c.WANT_LINF | c.WANT_LAMBD
 
 def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names, or raise ValueError naming one that does not exist."""
-    if not isinstance(names, Iterable):
-        raise ValueError(f"statistics must be names of statistics, received {shown(names)}")
-    names = (names,) if isinstance(names, str) else tuple(names)
+    try:
+        names = (names,) if isinstance(names, str) else tuple(names)
+    except TypeError:
+        raise ValueError(f"statistics must be names of statistics, received {shown(names)}") from None
     for name in names:
         if not isinstance(name, str) or name not in STATISTICS:
             raise ValueError(f"statistics must be among {', '.join(STATISTICS)}, received {shown(name)}")
@@ -160,30 +159,32 @@ def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
 def read_statistics(
     names: tuple[str, ...],
     acc: FloatArray,
-    count: np.ndarray,
-    peaks: FloatArray,
-    tail_starts: dict[str, FloatArray],
+    counts: list[int],
+    peaks: list[float],
+    tail_starts: dict[str, list[float]],
 ) -> list[dict[str, float | None]]:
     """Return the values of the named statistics of each run; None where no iteration gave one."""
     if not names:
-        return [{} for _ in count]
+        return [{} for _ in counts]
     table: list[list[float | None]] = []
+    count, peak = np.array(counts), np.array(peaks)
     with np.errstate(divide="ignore", invalid="ignore"):
         for name in names:
-            values = STATISTICS[name].value(acc, count, peaks).tolist()
-            known = count >= tail_starts[name] if name in tail_starts else count > 0
+            values = STATISTICS[name].value(acc, count, peak).tolist()
+            known = count >= np.array(tail_starts[name]) if name in tail_starts else count > 0
             table.append([v if k else None for v, k in zip(values, known.tolist(), strict=True)])
     return [dict(zip(names, row, strict=True)) for row in zip(*table, strict=True)]
 
 
-def read_quantities(wants: np.ndarray, rows: FloatArray) -> list[dict[str, float]]:
+def read_quantities(wants: list[int], rows: FloatArray) -> list[dict[str, float]]:
     """Return by name what the kernels measured at one iteration of each run."""
-    found: list[dict[str, float]] = [{} for _ in rows]
-    bits = wants.tolist()
-    of_any = functools.reduce(operator.or_, set(bits), 0)
+    found: list[dict[str, float]] = [{} for _ in wants]
+    of_any = 0
+    for want in set(wants):
+        of_any |= want
     for name, bit in _MEASURED.items():
         if of_any & bit:
-            for own, want, value in zip(found, bits, QUANTITIES[name](rows).tolist(), strict=True):
+            for own, want, value in zip(found, wants, QUANTITIES[name](rows).tolist(), strict=True):
                 if want & bit:
                     own[name] = value
     return found
@@ -273,16 +274,42 @@ class Run:
     state: Any = field(default=None, repr=False)
 
     @classmethod
-    def from_columns(cls, **columns: Sequence[Any]) -> list[Run]:
-        """Return the runs with these attributes, given as lists of one entry a run; the others as by default.
+    def from_columns(
+        cls,
+        problem: Sequence[Any],
+        method: Sequence[Any],
+        stop: Sequence[Any],
+        status: Sequence[Any],
+        iterations: Sequence[Any],
+        tolerance: Sequence[Any],
+        point: Sequence[Any],
+        step: Sequence[Any],
+        max_iterations: Sequence[Any],
+        initial: Sequence[Any],
+        final: Sequence[Any],
+        statistics: Sequence[Any],
+        **others: Sequence[Any],
+    ) -> list[Run]:
+        """Return the runs with these attributes, given as lists of one entry a run; the rest as by default.
 
         What the constructor does, several times as fast.
         """
-        runs: list[Run] = [object.__new__(cls) for _ in columns["problem"]]
+        runs: list[Run] = [object.__new__(cls) for _ in status]
         contents = list(map(vars, runs))
-        for name, values in columns.items():
-            for content, value in zip(contents, values, strict=True):
-                content[name] = value
+        columns = (
+            problem, method, stop, status, iterations, tolerance, point, step, max_iterations, initial, final,
+            statistics,
+        )  # fmt: skip
+        for own, row in zip(contents, zip(*columns, strict=True), strict=True):
+            # Written out, as a loop over names takes a single run three times as long.
+            (
+                own["problem"], own["method"], own["stop"], own["status"], own["iterations"],
+                own["tolerance"], own["point"], own["step"], own["max_iterations"], own["initial"],
+                own["final"], own["statistics"],
+            ) = row  # fmt: skip
+        for name, values in others.items():
+            for own, value in zip(contents, values, strict=True):
+                own[name] = value
         return runs
 
     @property

@@ -100,16 +100,10 @@ def solve(
     41
     """
     names = check_statistics(statistics)
-    batch = Batch.make(
-        Column.one(problem),
-        Column.one(method),
-        Column.one(stop),
-        Column.one(max_iterations),
-        Column.one(tail_gap_start),
-        Column.one(tail_displacement_start),
-        Column.one(noise_seed),
-        names,
-    )
+    arguments = (
+        problem, method, stop, max_iterations, tail_gap_start, tail_displacement_start, noise_seed,
+    )  # fmt: skip
+    batch = Batch.make(names, *map(Column.one, arguments))
     if closed_form:
         for name, value in (("record", record), ("callback", callback), ("resume", resume)):
             if value is not None:
@@ -122,7 +116,7 @@ def solve(
         raise ValueError(f"callback must be a function, received {shown(callback)}")
     if callback is not None and times is None:
         raise ValueError("a callback is called at recorded iterations, received record=None")
-    state = State.begin(batch.job(0)) if resume is None else _resumed(resume, batch)
+    state = None if resume is None else _resumed(resume, batch)
     return run_one(batch, state, times, callback, fused, _threads(threads))
 
 
@@ -203,13 +197,11 @@ def solve_many(
     if not arguments["problems"].which.size:
         return []
     try:
-        batch = Batch.make(**arguments, statistics=names)
+        batch = Batch.make(names, **arguments)
     except ValueError:
         for k in range(arguments["problems"].which.size):  # which run is it
             try:
-                Batch.make(
-                    **{name: Column.one(column.at(k)) for name, column in arguments.items()}, statistics=names
-                )
+                Batch.make(names, **{name: Column.one(each.at(k)) for name, each in arguments.items()})
             except ValueError as error:
                 raise ValueError(f"run {k}: {error}") from None
         raise

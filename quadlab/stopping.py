@@ -48,6 +48,9 @@ def _check_relative(value: Any) -> None:
         raise ValueError(f"relative must be True or False, received {shown(value)}")
 
 
+_CODES = {1: STOP_L1, 2: STOP_L2, math.inf: STOP_LINF}
+
+
 @dataclass(frozen=True)
 class GradientNorm:
     r"""Stop when the mean gradient coordinate is small in the norm `ord`.
@@ -86,7 +89,7 @@ class GradientNorm:
     @property
     def code(self) -> int:
         """The kernels' code of the measured quantity."""
-        return {1: STOP_L1, 2: STOP_L2, math.inf: STOP_LINF}[self.ord]
+        return _CODES[self.ord]
 
     @property
     def quantity(self) -> str:

@@ -20,6 +20,10 @@ from quadlab.kernels.pointers import COMPILING
 from quadlab.kernels.vectors import Vectors, constant
 
 # Not literals, each of a type of its own, for which a function would be compiled once more.
+FIRST: Any
+TERM_ABSOLUTE: Any
+TERM_PRODUCT: Any
+TERM_SIGN: Any
 FIRST, TERM_ABSOLUTE, TERM_PRODUCT, TERM_SIGN = map(np.int64, (0, 0, 1, 2))
 
 
