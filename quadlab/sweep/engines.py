@@ -24,7 +24,7 @@ import os
 import pickle
 import signal
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
@@ -49,6 +49,8 @@ from quadlab.sweep.store import FAILED, NUMBER, Outcome
 PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
+#: A pack is so many times as large as any before at the most: the first is one problem, to tell the cost.
+GROWTH = 2 * MAX_LANES
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
 #: Times a pack may die with its worker before it runs alone.
@@ -112,13 +114,14 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     lanes = False
     with _ONE_THREAD:
         while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
-            batch: list[tuple[BlockQuadratic | Exception, str, list[str]]] = []
+            batch: list[tuple[BlockQuadratic | Exception, int, list[str]]] = []
             held, start = 0, perf_counter()
             for text, settings in pack[len(outcomes) :]:
                 problem = _attempt(build_problem, text)
-                batch.append((problem, text, settings))
+                batch.append((problem, seed_of(text), settings))
                 if isinstance(problem, BlockQuadratic):
-                    entries = problem.packed().data.size
+                    # Not problem.packed(): all problems packed in a row take less than each after its making.
+                    entries = sum(block.packed().size for block in problem.blocks)
                     lanes = entries <= MAX_LANE_HESSIAN
                     held += 24 * entries + 1000
                 if held > BATCH_BYTES or (not lanes and perf_counter() - start > budget):
@@ -134,11 +137,11 @@ def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
         return error
 
 
-def _run_batch(batch: list[tuple[Any, str, list[str]]], start: float) -> list[list[Outcome]]:
-    of: dict[str, list[tuple[Any, str]]] = {}  # the problems of each setting
-    for problem, name, texts in batch:
+def _run_batch(batch: list[tuple[Any, int, list[str]]], start: float) -> list[list[Outcome]]:
+    of: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)  # the problems of each setting
+    for problem, seed, texts in batch:
         for text in texts:
-            of.setdefault(text, []).append((problem, name))
+            of[text].append((problem, seed))
     results: dict[str, list[Any]] = {}
     together: dict[tuple[str, ...], list[tuple[str, Setting]]] = {}
     for text, problems in of.items():
@@ -149,38 +152,35 @@ def _run_batch(batch: list[tuple[Any, str, list[str]]], start: float) -> list[li
             results[text] = [setting] * len(problems)
     for statistics, members in together.items():
         jobs = [
-            (problem, name, setting)
+            (problem, seed, setting)
             for text, setting in members
-            for problem, name in of[text]
+            for problem, seed in of[text]
             if isinstance(problem, BlockQuadratic)
         ]
         solved = iter(_solve(jobs, statistics))
         for text, setting in members:
             results[text] = [
-                _attempt(setting.completed, next(solved)) if isinstance(problem, BlockQuadratic) else problem
-                for problem, _ in of[text]
+                next(solved) if isinstance(problem, BlockQuadratic) else problem for problem, _ in of[text]
             ]
+            if setting.problem_statistics:
+                results[text] = [_attempt(setting.completed, result) for result in results[text]]
     share = (perf_counter() - start) / max(1, sum(map(len, results.values())))
     outcomes = {text: iter(_outcomes(of_one, share)) for text, of_one in results.items()}
     return [[next(outcomes[text]) for text in texts] for *_, texts in batch]
 
 
 def _solve(
-    jobs: list[tuple[BlockQuadratic, str, Setting]], statistics: tuple[str, ...]
+    jobs: list[tuple[BlockQuadratic, int, Setting]], statistics: tuple[str, ...]
 ) -> list[Run | Exception]:
     """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
     try:
-        problems = [setting.noisy(problem) for problem, _, setting in jobs]
         return list(
             solve_many(
-                problems,
+                [setting.noisy(problem) for problem, _, setting in jobs],
                 [setting.method for *_, setting in jobs],
                 [setting.stop for *_, setting in jobs],
                 max_iterations=[setting.max_iterations for *_, setting in jobs],
-                noise_seed=[
-                    seed_of(name) if problem.is_noisy else 0
-                    for problem, (_, name, _) in zip(problems, jobs, strict=True)
-                ],
+                noise_seed=[seed for _, seed, _ in jobs],
                 statistics=statistics,
                 progress=False,
             )
@@ -549,8 +549,10 @@ class Packs:
         fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
         count = min(math.ceil(self.seconds / cost), fair)
         if self._lanes:
-            count = max(count, 2 * MAX_LANES)  # a method's runs fill the lanes, and fill them again
-        count = max(1, min(count, 8 * self._count, len(self.groups)))
+            # A method's runs fill the lanes and fill them again; equal packs, so that the last one's do too.
+            parts = max(1, len(self.groups) // (2 * MAX_LANES))
+            count = max(count, math.ceil(len(self.groups) / parts))
+        count = max(1, min(count, GROWTH * self._count, len(self.groups)))
         return _Pack([self.groups.popleft() for _ in range(count)])
 
     def learn(self, pack: _Pack, result: PackResult) -> None:

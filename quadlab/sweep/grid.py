@@ -236,15 +236,17 @@ def _halves(parts: tuple[tuple[Factor, ...], ...], of_run: bool) -> tuple[list[s
             of = []
             for point in factor.points:
                 text = [
-                    (name, f"{json.dumps(name)}:{canonical(value)}")
+                    (name, canonical({name: value})[1:-1])
                     for name, value in point.items()
                     if (name in RUN_NAMES) == of_run
                 ]
-                of.append(texts.setdefault(tuple(sorted(text)), len(texts)))
+                of.append(texts.setdefault(tuple(text), len(texts)))
             own.append(texts)
             index = (index[:, None] * len(texts) + of).ravel()
         codes = [
-            halves.setdefault("{" + ",".join(text for _, text in sorted(sum(choice, ()))) + "}", len(halves))
+            halves.setdefault(
+                "{" + ",".join(text for _, text in sorted(itertools.chain(*choice))) + "}", len(halves)
+            )
             for choice in itertools.product(*own)
         ]
         which.append(np.array(codes)[index])
