@@ -50,7 +50,7 @@ PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
 #: A pack is so many times as large as any before at the most: the first is one problem, to tell the cost.
-GROWTH = 2 * MAX_LANES
+GROWTH = 32
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
 #: Times a pack may die with its worker before it runs alone.
