@@ -120,7 +120,7 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
                 problem = _attempt(build_problem, text)
                 batch.append((problem, seed_of(text), settings))
                 if isinstance(problem, BlockQuadratic):
-                    # Not problem.packed(): all problems packed in a row take less than each after its making.
+                    # Not of problem.packed(): to pack all in a row, later, takes less than each by itself.
                     entries = sum(block.packed().size for block in problem.blocks)
                     lanes = entries <= MAX_LANE_HESSIAN
                     held += 24 * entries + 1000

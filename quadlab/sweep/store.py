@@ -3,7 +3,8 @@
 Rows are written in transactions of whole packs. SQLite's write-ahead log makes each of them happen wholly or
 not at all, whatever kills the process, and lets several processes write to one file. A row's key is a hash of
 the run's configuration and of the versions that matter, so a run is never stored twice, and never mistaken
-for one that another version computed.
+for one that another version computed. Its numbers are the bytes of floats, as they were computed:
+``array.array("d", numbers)``, in the order of ``names.split(",")``.
 
 A killed process loses nothing that was committed. A machine that loses its power may lose the last
 transactions (SQLite's ``synchronous = NORMAL``), not the file: what is missing is run again.

@@ -96,7 +96,7 @@ class Table:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the runs as plain data, None where a run has no value."""
-        for values in zip(*map(_listed, self._columns.values()), strict=True):
+        for values in zip(*map(_plain, self._columns.values()), strict=True):
             yield dict(zip(self.names, values, strict=True))
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
@@ -200,11 +200,11 @@ def _columns(names: Sequence[str], numbers: Sequence[bytes]) -> dict[str, Any]:
     return columns | {"iterations": counts.astype(np.int64)}
 
 
-def _listed(column: Any) -> list[Any]:
-    """Return a column as plain data, None where a run has no value."""
-    if not isinstance(column, np.ndarray):
-        return column
-    return [None if value != value else value for value in column.tolist()]
+def _plain(column: Any) -> Iterator[Any]:
+    """Yield the values of a column as plain data, None where a run has none."""
+    if isinstance(column, np.ndarray):
+        return (None if number != number else number for number in column.data)
+    return iter(column)
 
 
 def _array(values: Any) -> np.ndarray:
