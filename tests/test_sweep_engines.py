@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import weakref
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 
@@ -59,6 +60,17 @@ def test_any_executor():
 def test_pack_length_changes_nothing():
     assert content(sweep(GRID, pack_seconds=1e-6)) == local("GRID")
     assert content(sweep(GRID, pack_seconds=100.0)) == local("GRID")
+
+
+def test_packs_fill_the_lanes_to_the_end():
+    packs, sizes = engines.Packs(deque([("{}", ["{}"])] * 2000), seconds=1e-3), []
+    while (pack := packs.take(1)) is not None:
+        sizes.append(len(pack.groups))
+        packs.learn(pack, engines.PackResult([[]] * sizes[-1], 1e-3 * sizes[-1], lanes=True))
+    assert sum(sizes) == 2000
+    assert sizes[:2] == [1, engines.GROWTH]
+    assert min(sizes[2:]) >= 2 * engines.MAX_LANES
+    assert max(sizes[2:]) - min(sizes[2:]) <= 1
 
 
 def test_a_killed_process_does_not_end_the_sweep(tmp_path):
