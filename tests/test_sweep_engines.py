@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import weakref
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 
@@ -61,6 +62,17 @@ def test_pack_length_changes_nothing():
     assert content(sweep(GRID, pack_seconds=100.0)) == local("GRID")
 
 
+def test_packs_fill_the_lanes_to_the_end():
+    packs, sizes = engines.Packs(deque([("{}", ["{}"])] * 2000), seconds=1e-3), []
+    while (pack := packs.take(1)) is not None:
+        sizes.append(len(pack.groups))
+        packs.learn(pack, engines.PackResult([[]] * sizes[-1], 1e-3 * sizes[-1], lanes=True))
+    assert sum(sizes) == 2000
+    assert sizes[:2] == [1, engines.GROWTH]
+    assert min(sizes[2:]) >= 2 * engines.MAX_LANES
+    assert max(sizes[2:]) - min(sizes[2:]) <= 1
+
+
 def test_a_killed_process_does_not_end_the_sweep(tmp_path):
     killed = []
     path = tmp_path / "s.sqlite"
@@ -105,7 +117,10 @@ def test_workers_killed_at_random_moments_of_long_answers():
             calls = [executor.submit(bytes, 10**6) for _ in range(100)]
             calls[random.randrange(100)].result(timeout=60)
             time.sleep(random.uniform(0, 0.02))
-            os.kill(random.choice(sorted(executor._processes, key=id)).pid, signal.SIGKILL)
+            process = random.choice(sorted(executor._processes, key=id))
+            os.kill(process.pid, signal.SIGKILL)
+            while process.is_alive():  # on a busy machine longer than the calls take
+                time.sleep(0.001)
             for call in calls:
                 error = call.exception(timeout=60)
                 assert error is None or isinstance(error, engines.WorkerDied)

@@ -61,7 +61,6 @@ their own time; ``--dry-run`` tells it beforehand. ``tests/sweep_throughput.py``
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
@@ -149,7 +148,7 @@ def sweep(
                         for setting, outcome in zip(settings, outcomes, strict=True)
                     ]
                     rows.write(done)
-                    known.update((key, outcome) for key, _, outcome in done)
+                    known.update([(key, outcome) for key, _, outcome in done])
                     bar.update(len(done))
             if not rows.is_own():  # another sweep may have been first with some of these runs
                 known = rows.read(runs.keys)
@@ -164,7 +163,12 @@ def _to_do(runs: Grid, known: dict[str, Outcome], retry_failed: bool) -> dict[st
     ):
         if key not in known or (retry_failed and known[key][0] == FAILED):
             todo.setdefault(runs.problems[problem], {})[runs.settings[setting]] = key
-    return dict(sorted(todo.items(), key=lambda item: re.sub(r'"seed":[^,}]*', "", item[0])))
+    return dict(sorted(todo.items(), key=lambda item: _but_seed(item[0])))
+
+
+def _but_seed(problem: str) -> tuple[str, str]:
+    before, _, after = problem.partition('"seed":')
+    return before, after.partition(",")[2]
 
 
 def _groups(todo: dict[str, dict[str, str]]) -> list[Group]:

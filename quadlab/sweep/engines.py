@@ -24,7 +24,7 @@ import os
 import pickle
 import signal
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
@@ -33,6 +33,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from quadlab._arrays import shown
 from quadlab.bases import one_blas_thread
 from quadlab.engine import MAX_LANE_HESSIAN, MAX_LANES
@@ -40,13 +42,15 @@ from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import solve_many
 from quadlab.sweep.configuration import Setting, build_problem, build_setting, seed_of
-from quadlab.sweep.grid import canonical, versions
-from quadlab.sweep.store import FAILED, Outcome
+from quadlab.sweep.grid import versions
+from quadlab.sweep.store import FAILED, NUMBER, Outcome
 
 #: Wall time a pack should take; it gives back what it has not begun after four times as long.
 PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
+#: A pack is so many times as large as any before at the most: the first is one problem, to tell the cost.
+GROWTH = 32
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
 #: Times a pack may die with its worker before it runs alone.
@@ -110,13 +114,14 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     lanes = False
     with _ONE_THREAD:
         while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
-            batch: list[tuple[BlockQuadratic | Exception, str, list[str]]] = []
+            batch: list[tuple[BlockQuadratic | Exception, int, list[str]]] = []
             held, start = 0, perf_counter()
             for text, settings in pack[len(outcomes) :]:
                 problem = _attempt(build_problem, text)
-                batch.append((problem, text, settings))
+                batch.append((problem, seed_of(text), settings))
                 if isinstance(problem, BlockQuadratic):
-                    entries = problem.packed().data.size
+                    # Not of problem.packed(): to pack all in a row, later, takes less than each by itself.
+                    entries = sum(block.packed().size for block in problem.blocks)
                     lanes = entries <= MAX_LANE_HESSIAN
                     held += 24 * entries + 1000
                 if held > BATCH_BYTES or (not lanes and perf_counter() - start > budget):
@@ -132,11 +137,11 @@ def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
         return error
 
 
-def _run_batch(batch: list[tuple[Any, str, list[str]]], start: float) -> list[list[Outcome]]:
-    of: dict[str, list[tuple[Any, str]]] = {}  # the problems of each setting
-    for problem, name, texts in batch:
+def _run_batch(batch: list[tuple[Any, int, list[str]]], start: float) -> list[list[Outcome]]:
+    of: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)  # the problems of each setting
+    for problem, seed, texts in batch:
         for text in texts:
-            of.setdefault(text, []).append((problem, name))
+            of[text].append((problem, seed))
     results: dict[str, list[Any]] = {}
     together: dict[tuple[str, ...], list[tuple[str, Setting]]] = {}
     for text, problems in of.items():
@@ -147,38 +152,35 @@ def _run_batch(batch: list[tuple[Any, str, list[str]]], start: float) -> list[li
             results[text] = [setting] * len(problems)
     for statistics, members in together.items():
         jobs = [
-            (problem, name, setting)
+            (problem, seed, setting)
             for text, setting in members
-            for problem, name in of[text]
+            for problem, seed in of[text]
             if isinstance(problem, BlockQuadratic)
         ]
         solved = iter(_solve(jobs, statistics))
         for text, setting in members:
             results[text] = [
-                _attempt(setting.completed, next(solved)) if isinstance(problem, BlockQuadratic) else problem
-                for problem, _ in of[text]
+                next(solved) if isinstance(problem, BlockQuadratic) else problem for problem, _ in of[text]
             ]
+            if setting.problem_statistics:
+                results[text] = [_attempt(setting.completed, result) for result in results[text]]
     share = (perf_counter() - start) / max(1, sum(map(len, results.values())))
     outcomes = {text: iter(_outcomes(of_one, share)) for text, of_one in results.items()}
     return [[next(outcomes[text]) for text in texts] for *_, texts in batch]
 
 
 def _solve(
-    jobs: list[tuple[BlockQuadratic, str, Setting]], statistics: tuple[str, ...]
+    jobs: list[tuple[BlockQuadratic, int, Setting]], statistics: tuple[str, ...]
 ) -> list[Run | Exception]:
     """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
     try:
-        problems = [setting.noisy(problem) for problem, _, setting in jobs]
         return list(
             solve_many(
-                problems,
+                [setting.noisy(problem) for problem, _, setting in jobs],
                 [setting.method for *_, setting in jobs],
                 [setting.stop for *_, setting in jobs],
                 max_iterations=[setting.max_iterations for *_, setting in jobs],
-                noise_seed=[
-                    seed_of(name) if problem.is_noisy else 0
-                    for problem, (_, name, _) in zip(problems, jobs, strict=True)
-                ],
+                noise_seed=[seed for _, seed, _ in jobs],
                 statistics=statistics,
                 progress=False,
             )
@@ -192,19 +194,20 @@ def _solve(
 
 def _outcomes(results: list[Run | Exception], seconds: float) -> list[Outcome]:
     """Return what became of the runs of one setting."""
-    numbers = iter(_numbers([result for result in results if isinstance(result, Run)]))
+    names, numbers = _numbers([result for result in results if isinstance(result, Run)])
+    rows = iter(numbers)
     return [
-        (str(result.status), next(numbers), None, seconds)
+        (str(result.status), names, next(rows), None, seconds)
         if isinstance(result, Run)
-        else (FAILED, "{}", _told(result), seconds)
+        else (FAILED, "", b"", _told(result), seconds)
         for result in results
     ]
 
 
-def _numbers(runs: list[Run]) -> list[str]:
-    """Return the results of runs of one setting as JSON; by columns, which takes a third of the time."""
+def _numbers(runs: list[Run]) -> tuple[str, list[bytes]]:
+    """Return the names and the numbers of runs of one setting as the store keeps them."""
     if not runs:
-        return []
+        return "", []
     columns: dict[str, list[float | None]] = {
         "iterations": [run.iterations for run in runs],
         "resolved_learning_rate": [run.learning_rate for run in runs],
@@ -218,16 +221,10 @@ def _numbers(runs: list[Run]) -> list[str]:
     for prefix, of_runs in tables:
         columns |= {prefix + name: [table[name] for table in of_runs] for name in of_runs[0]}
     names = sorted(columns)
-    form = "{" + ",".join(f'"{name}":%s' for name in names) + "}"
-    return [form % row for row in zip(*(_encoded(columns[name]) for name in names), strict=True)]
-
-
-def _encoded(numbers: list[float | None]) -> list[str]:
-    try:
-        text = canonical(numbers)
-    except ValueError:  # JSON has no NaN and no infinity
-        text = canonical([x if x is None or math.isfinite(x) else None for x in numbers])
-    return text[1:-1].split(",")
+    table = np.array([columns[name] for name in names], dtype=NUMBER)  # None becomes NaN
+    table[~np.isfinite(table)] = np.nan
+    data, width = table.T.tobytes(), table.itemsize * len(names)
+    return ",".join(names), [data[begin : begin + width] for begin in range(0, len(data), width)]
 
 
 def _told(error: Exception) -> str:
@@ -552,8 +549,10 @@ class Packs:
         fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
         count = min(math.ceil(self.seconds / cost), fair)
         if self._lanes:
-            count = max(count, 2 * MAX_LANES)  # a method's runs fill the lanes, and fill them again
-        count = max(1, min(count, 8 * self._count, len(self.groups)))
+            # A method's runs fill the lanes and fill them again; equal packs, so that the last one's do too.
+            parts = max(1, len(self.groups) // (2 * MAX_LANES))
+            count = max(count, math.ceil(len(self.groups) / parts))
+        count = max(1, min(count, GROWTH * self._count, len(self.groups)))
         return _Pack([self.groups.popleft() for _ in range(count)])
 
     def learn(self, pack: _Pack, result: PackResult) -> None:
@@ -579,7 +578,7 @@ class Packs:
             halves = [[(problem, settings[0::2])], [(problem, settings[1::2])]]
         else:
             text = f"its worker died, {pack.deaths} times: {type(error).__name__}"
-            return [(pack.groups[0], [(FAILED, "{}", text, 0.0)])]
+            return [(pack.groups[0], [(FAILED, "", b"", text, 0.0)])]
         self.suspects.extend(_Pack(half, pack.deaths) for half in halves)
         return []
 

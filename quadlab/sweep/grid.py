@@ -58,7 +58,7 @@ class Grid:
     problem_of, setting_of : ndarray of int
         Per run, which.
     keys : list of str
-        Per run, the hash of its configuration and of the versions that matter.
+        Per run, the hashes of the two halves of its configuration, each with the versions that matter.
     """
 
     parts: tuple[tuple[Factor, ...], ...]
@@ -141,8 +141,9 @@ def read_grid(spec: Any) -> Grid:
         raise ValueError("an axis has the same value twice")
     first.sort()
     problem_of, setting_of = problem_of[first], setting_of[first]
+    hashes, setting_hashes = _hashes(problems), _hashes(settings)
     pairs = zip(problem_of.tolist(), setting_of.tolist(), strict=True)
-    keys = [key_of(joined(problems[k], settings[j])) for k, j in pairs]
+    keys = [hashes[k] + setting_hashes[j] for k, j in pairs]
     return Grid(parts, problems, settings, problem_of, setting_of, keys)
 
 
@@ -235,15 +236,17 @@ def _halves(parts: tuple[tuple[Factor, ...], ...], of_run: bool) -> tuple[list[s
             of = []
             for point in factor.points:
                 text = [
-                    (name, f"{json.dumps(name)}:{canonical(value)}")
+                    (name, canonical({name: value})[1:-1])
                     for name, value in point.items()
                     if (name in RUN_NAMES) == of_run
                 ]
-                of.append(texts.setdefault(tuple(sorted(text)), len(texts)))
+                of.append(texts.setdefault(tuple(text), len(texts)))
             own.append(texts)
             index = (index[:, None] * len(texts) + of).ravel()
         codes = [
-            halves.setdefault("{" + ",".join(text for _, text in sorted(sum(choice, ()))) + "}", len(halves))
+            halves.setdefault(
+                "{" + ",".join(text for _, text in sorted(itertools.chain(*choice))) + "}", len(halves)
+            )
             for choice in itertools.product(*own)
         ]
         which.append(np.array(codes)[index])
@@ -267,6 +270,6 @@ def joined(problem: str, setting: str) -> str:
     return f'{{"problem":{problem},"run":{setting}}}'
 
 
-def key_of(config: str) -> str:
-    """Return the key of a run: the hash of its configuration and of the versions that matter."""
-    return hashlib.sha256((versions() + config).encode()).hexdigest()[:32]
+def _hashes(halves: list[str]) -> list[str]:
+    """Return the hash of each half of a configuration and of the versions that matter."""
+    return [hashlib.sha256((versions() + half).encode()).hexdigest()[:24] for half in halves]

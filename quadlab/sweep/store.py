@@ -3,7 +3,8 @@
 Rows are written in transactions of whole packs. SQLite's write-ahead log makes each of them happen wholly or
 not at all, whatever kills the process, and lets several processes write to one file. A row's key is a hash of
 the run's configuration and of the versions that matter, so a run is never stored twice, and never mistaken
-for one that another version computed.
+for one that another version computed. Its numbers are the bytes of floats, as they were computed:
+``array.array("d", numbers)``, in the order of ``names.split(",")``.
 
 A killed process loses nothing that was committed. A machine that loses its power may lose the last
 transactions (SQLite's ``synchronous = NORMAL``), not the file: what is missing is run again.
@@ -24,10 +25,12 @@ from time import sleep
 from typing import Any
 
 #: Of the layout below; other layouts are refused.
-STORE_SCHEMA = 1
+STORE_SCHEMA = 2
 #: "QLsw", where SQLite keeps the kind of a file.
 APPLICATION_ID = 0x514C7377
 FAILED = "failed"
+#: Of the numbers of a run, as NumPy calls it.
+NUMBER = "<f8"
 #: Seconds to wait for another process that is writing.
 PATIENCE = 60.0
 
@@ -36,31 +39,32 @@ CREATE TABLE IF NOT EXISTS runs (
     key TEXT PRIMARY KEY,     -- hash of the configuration and of the versions that matter
     config TEXT NOT NULL,     -- JSON: {"problem": {...}, "run": {...}}
     status TEXT NOT NULL,     -- how the run ended, or failed
-    result TEXT NOT NULL,     -- JSON: iterations, learning_rate, ...; of a failed run {}
+    names TEXT NOT NULL,      -- of its numbers: final_grad_l1,...,iterations,...; of a failed run none
+    numbers BLOB NOT NULL,    -- little-endian float64, one a name; NaN where the run has none
     error TEXT,               -- why it failed
     seconds REAL NOT NULL,    -- its share of the wall time of its pack
-    checksum INTEGER NOT NULL -- of key, config, status, result, error
+    checksum INTEGER NOT NULL -- CRC-32 of all but seconds
 )
 """
 # A result is never overwritten; a failed run is, when it was retried.
 _WRITE = """
-INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
-    status = excluded.status, result = excluded.result, error = excluded.error, seconds = excluded.seconds,
-    checksum = excluded.checksum
+INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    status = excluded.status, names = excluded.names, numbers = excluded.numbers, error = excluded.error,
+    seconds = excluded.seconds, checksum = excluded.checksum
 WHERE runs.status = 'failed'
 """
 
 
-#: What became of a run: status, result, error, seconds.
-Outcome = tuple[str, str, str | None, float]
+#: What became of a run: status, names, numbers, error, seconds.
+Outcome = tuple[str, str, bytes, str | None, float]
 #: Key, configuration and outcome.
 Row = tuple[str, str, Outcome]
 
 
 def _checksum(key: str, config: str, outcome: Outcome) -> int:
     """Return the CRC-32 of what a row says, all but the wall time."""
-    status, result, error, _ = outcome
-    return zlib.crc32(f"{key}\0{config}\0{status}\0{result}\0{error or ''}".encode())
+    status, names, numbers, error, _ = outcome
+    return zlib.crc32(numbers, zlib.crc32(f"{key}\0{config}\0{status}\0{names}\0{error or ''}".encode()))
 
 
 class Store:
@@ -83,9 +87,9 @@ class Store:
     Examples
     --------
     >>> with closing(Store(None)) as store:
-    ...     store.write([("k", "{}", ("converged", '{"iterations":3}', None, 0.1))])
+    ...     store.write([("k", "{}", ("failed", "", b"", "no luck", 0.1))])
     ...     store.read(["k", "other"])
-    {'k': ('converged', '{"iterations":3}', None, 0.1)}
+    {'k': ('failed', '', b'', 'no luck', 0.1)}
     """
 
     def __init__(self, path: str | Path | None, write: bool = True) -> None:
@@ -162,8 +166,8 @@ class Store:
             self._version = self._data_version()
             for key, config, *values, checksum in self._db.execute("SELECT * FROM runs"):
                 if key in wanted:
-                    status, result, error, seconds = values
-                    found[key] = outcome = status, result, error, seconds
+                    status, names, numbers, error, seconds = values
+                    found[key] = outcome = status, names, numbers, error, seconds
                     if _checksum(key, config, outcome) != checksum:
                         raise ValueError(f"store {self.path} is damaged: run {key} is not what was written")
         except sqlite3.Error as error:

@@ -19,7 +19,7 @@ from quadlab._arrays import shown
 from quadlab.problem import BlockQuadratic
 from quadlab.sweep.configuration import build_problem, build_setting
 from quadlab.sweep.grid import Grid, canonical
-from quadlab.sweep.store import FAILED, Outcome
+from quadlab.sweep.store import FAILED, NUMBER, Outcome
 
 if TYPE_CHECKING:
     import xarray
@@ -49,13 +49,8 @@ class Table:
     """
 
     def __init__(self, grid: Grid, outcomes: Sequence[Outcome]) -> None:
-        statuses, results, errors, seconds = zip(*outcomes, strict=True)
-        columns: dict[str, list[Any]] = {name: [] for name in _FIRST[1:]}
-        for begin in range(0, len(grid), 4096):
-            tables = _parsed(results[begin : begin + 4096])
-            for name in dict.fromkeys(chain(columns, *tables)):
-                column = columns.setdefault(name, [None] * begin)
-                column += [table.get(name) for table in tables]
+        statuses, names, numbers, errors, seconds = zip(*outcomes, strict=True)
+        columns: dict[str, Any] = _columns(names, numbers)
         columns |= {"status": list(statuses), "error": list(errors), "seconds": list(seconds)}
         self.grid = grid
         self.axes = grid.dims
@@ -67,17 +62,18 @@ class Table:
                     values = [table.get(name) for table in tables]
                     settings[name] = [values[k] for k in indices]
         middle = sorted(set(columns) - {*_FIRST, *_LAST})
-        self._lists = settings | {name: columns[name] for name in (*_FIRST, *middle, *_LAST)}
-        self.names = list(self._lists)
+        #: Arrays of numbers, and lists of whatever else there is.
+        self._columns = settings | {name: columns[name] for name in (*_FIRST, *middle, *_LAST)}
+        self.names = list(self._columns)
 
     def __len__(self) -> int:
         return len(self.grid)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._lists:
+        if name not in self._columns:
             raise ValueError(f"column must be one of {', '.join(self.names)}, received {shown(name)}")
         if name not in self._arrays:
-            self._arrays[name] = _array(self._lists[name])
+            self._arrays[name] = _array(self._columns[name])
         return self._arrays[name]
 
     @cached_property
@@ -91,7 +87,7 @@ class Table:
     @property
     def statuses(self) -> dict[str, int]:
         """How many runs ended how."""
-        return dict(sorted(Counter(self._lists["status"]).items()))
+        return dict(sorted(Counter(self._columns["status"]).items()))
 
     def problem(self, run: int) -> BlockQuadratic:
         """Return the problem of a run, built anew."""
@@ -100,7 +96,7 @@ class Table:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the runs as plain data, None where a run has no value."""
-        for values in zip(*self._lists.values(), strict=True):
+        for values in zip(*map(_plain, self._columns.values()), strict=True):
             yield dict(zip(self.names, values, strict=True))
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
@@ -125,8 +121,8 @@ class Table:
     def _write_csv(self, file: Any) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(self.names)
-        for values in zip(*self._lists.values(), strict=True):
-            writer.writerow([canonical(v) if isinstance(v, (list, dict)) else v for v in values])
+        for row in self.rows():
+            writer.writerow(map(_scalar, row.values()))
 
     def to_xarray(self) -> xarray.Dataset:
         """Return the table as a labelled array a column; needs the extra ``quadlab[xarray]``.
@@ -158,7 +154,10 @@ class Table:
                         coords[name] = (factor.name, _array([_scalar(v) for v in values]))
         for name in self.names:
             if name not in coords and not (name in own and coords):
-                data[name] = (dims, _array([_scalar(v) for v in self._lists[name]]).reshape(shape))
+                column = self[name]
+                if column.dtype == object:
+                    column = _array(list(map(_scalar, column)))
+                data[name] = (dims, column.reshape(shape))
         return xarray.Dataset(data, coords)
 
     def __repr__(self) -> str:
@@ -184,7 +183,33 @@ def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
     return json.loads(f"[{','.join(texts)}]")
 
 
-def _array(values: list[Any]) -> np.ndarray:
+def _columns(names: Sequence[str], numbers: Sequence[bytes]) -> dict[str, Any]:
+    """Return the numbers of runs by name, NaN where a run has none."""
+    columns = {name: np.full(len(names), math.nan) for name in _FIRST[1:]}
+    kinds = {text: k for k, text in enumerate(dict.fromkeys(names))}
+    which = np.array([kinds[text] for text in names])
+    for text, k in kinds.items():
+        own = np.flatnonzero(which == k)
+        data = b"".join([numbers[run] for run in own.tolist()])
+        table = np.frombuffer(data, NUMBER).reshape(own.size, -1)
+        for name, column in zip(text.split(",") if text else (), table.T, strict=True):
+            columns.setdefault(name, np.full(len(names), math.nan))[own] = column
+    counts = columns["iterations"]
+    if np.isnan(counts).any():
+        return columns | {"iterations": [None if n != n else int(n) for n in counts.tolist()]}
+    return columns | {"iterations": counts.astype(np.int64)}
+
+
+def _plain(column: Any) -> Iterator[Any]:
+    """Yield the values of a column as plain data, None where a run has none."""
+    if isinstance(column, np.ndarray):
+        return (None if number != number else number for number in column.data)
+    return iter(column)
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values
     kinds = set(map(type, values))
     if kinds == {bool} or kinds == {int}:
         return np.array(values)
