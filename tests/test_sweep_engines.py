@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import pytest
 import sweep_helpers
 from quadlab.cli import main
 from quadlab.sweep import engines, sweep
+from quadlab.sweep.grid import versions
 from quadlab.sweep.store import Store
 from sweep_helpers import Lion, dask_cluster
 from sweep_kills import content
@@ -174,10 +176,8 @@ def threads_of_a_worker(pack):
     from numba.np.ufunc import parallel
     from threadpoolctl import threadpool_info
 
-    from quadlab.sweep.grid import versions
-
     engines.run_pack(pack, versions(), 1.0)
-    with engines._ONE_THREAD:
+    with engines._INSIDE:
         blas = [pool["num_threads"] for pool in threadpool_info()]
     return parallel._is_initialized, numba.config.NUMBA_NUM_THREADS, max(blas)
 
@@ -196,18 +196,38 @@ def test_a_worker_has_one_thread():
         engine.close()
 
 
-def test_packs_at_once_share_one_limit_of_threads():
+def test_packs_at_once_share_one_limit_of_threads_and_one_pause_of_the_collector():
     from threadpoolctl import threadpool_info
 
     def blas():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
     before = blas()
-    with engines._ONE_THREAD:
-        with engines._ONE_THREAD:
+    with engines._INSIDE:
+        with engines._INSIDE:
             pass
         assert set(blas()) == {1}
+        assert not gc.isenabled()
     assert blas() == before
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with engines._INSIDE:
+            pass
+        assert not gc.isenabled()  # as it was
+    finally:
+        gc.enable()
+
+
+def test_a_pack_leaves_the_collector_nothing():
+    engines.run_pack(PACK, versions(), 1.0)
+    gc.collect()
+    gc.disable()
+    try:
+        engines.run_pack(PACK, versions(), 1.0)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("executor", [0, -1, True, 1.5, "tcp://127.0.0.1:1", "nonsense", object()])

@@ -63,28 +63,36 @@ Group = tuple[str, list[str]]
 # -- in the worker -------------------------------------------------------------------------------------------
 
 
-class _OneThread:
-    """One BLAS thread while any pack runs in this process: the limit is the process's, packs may overlap."""
+class _Inside:
+    """What holds while any pack runs in this process; packs may overlap, in threads.
+
+    BLAS has one thread. The garbage collector waits for the end of the pack: its full collection walks all
+    objects of the process, 60 to 90 ms each time, and a pack leaves it nothing to free.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._packs = 0
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
+            if self._packs == 0:
                 self._limit = one_blas_thread()
                 self._limit.__enter__()
-            self._inside += 1
+                self._collects = gc.isenabled()
+                gc.disable()
+            self._packs += 1
 
     def __exit__(self, *exc: Any) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._packs -= 1
+            if self._packs == 0:
+                if self._collects:
+                    gc.enable()
                 self._limit.__exit__(*exc)
 
 
-_ONE_THREAD = _OneThread()
+_INSIDE = _Inside()
 
 
 @dataclass
@@ -112,7 +120,7 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     begin = perf_counter()
     outcomes: list[list[Outcome]] = []
     lanes = False
-    with _ONE_THREAD:
+    with _INSIDE:
         while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
             batch: list[tuple[BlockQuadratic | Exception, int, list[str]]] = []
             held, start = 0, perf_counter()
