@@ -426,39 +426,51 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
     problem, method, step = problems[0], batch.methods.at(0), batch.steps.at(0)
     shared = all(p.blocks is problem.blocks for p in problems)
     packed = problem.packed()
-    size, blocks, width = problem.size, problem.n_blocks, _width(problem.size, n)
+    size, width = problem.size, _width(problem.size, n)
     code = batch.codes[0].copy()
     code[PATH], code[SHARED], want = _path(batch.job(0)), shared, int(code[WANT])
     start = _rows([p.displacement for p in problems])[place]
     anchors = _rows([p.minimizer for p in problems])[place]
-    anchor_of = anchors if code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0 else np.zeros((n, 0))
+    anchored = code[METHOD] == c.USER or params[0, c.P_DECAY] != 0.0
     if shared:
         problems, place = [problem], np.zeros(1, dtype=np.int64)
-    norms_of = _rows([p.block_norms for p in problems])[place]
-    lowest_of, support_of = np.zeros((place.size, blocks)), np.zeros((place.size, 0))
-    if want & c.WANT_DENOMINATOR:
-        lowest_of = _rows([_lowest(p) for p in problems])[place]
-    if want & c.WANT_DISPLACEMENT:
-        support_of = _rows([p.hessian_diagonal() for p in problems])[place]
-    data_of = np.zeros((0, 0)) if shared else _rows([p.packed().data for p in problems])[place]
+    none = np.zeros((1, 0))
+    # What a run begins with, in rows, one for all where they have it in common.
+    parts = {
+        "par": params,
+        "norms": _rows([p.block_norms for p in problems])[place],
+        "lowest": _rows([_lowest(p) for p in problems])[place] if want & c.WANT_DENOMINATOR else none,
+        "support": _rows([p.hessian_diagonal() for p in problems])[place]
+        if want & c.WANT_DISPLACEMENT
+        else none,
+        "anchor": anchors if anchored else none,
+        "data": none if shared else _rows([p.packed().data for p in problems])[place],
+        "state": np.zeros((1, method.n_states * size)),
+        "x": start,
+        "peak": np.zeros((1, size if want & c.WANT_PEAK else 0)),
+        "acc": _BEGINNING[None],
+    }
+    offsets = [0, *itertools.accumulate(part.shape[1] for part in parts.values())]
+    starts, cells = np.empty((n, offsets[-1])), np.zeros((offsets[-1], width))
+    rows_of: dict[str, FloatArray] = {}
+    for (name, part), (low, high) in zip(parts.items(), itertools.pairwise(offsets), strict=True):
+        starts[:, low:high] = part
+        rows_of[name] = cells[low:high]
+    rows_of["state"] = state = rows_of["state"].reshape(method.n_states, size, width)
+    par, x, peak, acc = (rows_of[name] for name in ("par", "x", "peak", "acc"))
+    if shared:
+        rows_of["data"] = packed.data[:, None].copy()
     schedule = np.zeros(0)
     if step.schedule is not None:
         longest = int(caps.max())
         schedule = np.append(step.schedule.values(0, longest), 0.0)
     empty = np.empty
     owner, t, cap = (empty(width, dtype=np.int64) for _ in range(3))
-    par = empty((c.N_PARAMETERS, width))
-    norms, lowest = empty((blocks, width)), empty((blocks, width))
-    support, anchor = empty((support_of.shape[1], width)), empty((anchor_of.shape[1], width))
-    data = packed.data[:, None].copy() if shared else empty((packed.data.size, width))
-    x, g = empty((size, width)), empty((size, width))
-    d = empty((0 if code[METHOD] == c.GD else size, width))
+    g, d = empty((size, width)), empty((0 if code[METHOD] == c.GD else size, width))
     work = empty((size if want & (c.WANT_DHD | c.WANT_DENOMINATOR) else 0, width))
-    state = empty((method.n_states, size, width))
-    peak = empty((size if want & c.WANT_PEAK else 0, width))
-    acc, q = empty((c.N_ACCUMULATORS, width)), np.zeros((c.N_QUANTITIES, width))
+    q = np.zeros((c.N_QUANTITIES, width))
     stripes, part, eta, inverse = empty((c.STRIPES, width)), empty(width), empty(width), empty((2, width))
-    outcome, points, peaks = Outcome(n), empty((n, size)), empty((n, peak.shape[0]))
+    outcome, ends = Outcome(n), np.zeros((n, offsets[-1] - offsets[-4]))
     statuses, iterations = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     kernel = entry.lanes()
     address = _addresses(method)[1]
@@ -475,11 +487,9 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
             _draw(streams, owner, t, active, queued, noise)
         kernel(
             code, clock, packed.kinds, packed.offsets, packed.data_offsets, schedule,
-            start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-            owner, t, cap, par, norms, lowest, support, anchor, data,
-            x, g, d, work, state, peak, acc, q, stripes, part, eta, inverse,
-            statuses, iterations, points, peaks, outcome.accs, outcome.firsts, outcome.finals,
-            noise, noisy, address,
+            starts, caps, owner, t, cap, cells, *rows_of.values(),
+            g, d, work, q, stripes, part, eta, inverse,
+            statuses, iterations, ends, outcome.firsts, outcome.finals, noise, noisy, address,
         )  # fmt: skip
         active, queued = int(clock[0]), int(clock[1])
         bar.update(queued - active - finished)
@@ -492,9 +502,9 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
     relative = params[:, c.P_RELATIVE] != 0.0
     tolerances = np.where(relative, params[:, c.P_RELATIVE] * first, params[:, c.P_TOLERANCE])
     outcome.statuses, outcome.iterations = statuses.tolist(), iterations.tolist()
+    points, peaks, outcome.accs = np.split(ends, [size, size + peak.shape[0]], axis=1)
     outcome.tolerances, outcome.peaks = tolerances.tolist(), peaks.sum(axis=1).tolist()
-    points += anchors
-    outcome.points = list(map(np.ndarray.copy, points))  # each of its own, not to keep all alive
+    outcome.points = list(map(np.ndarray.copy, points + anchors))  # each of its own, not to keep all alive
     for w in range(active):
         k = int(owner[w])
         job = batch.job(k)

@@ -422,67 +422,23 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
 
 
 @outlined
-def fill(w, run, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of, shared, owner, t,
-         cap, par, norms, lowest, support, anchor, data, x, state, peak, acc):  # fmt: skip
+def fill(w, run, starts, caps, owner, t, cap, cells):
     """Put a run of the queue at its start into lane w."""
     owner[w] = run
     t[w] = 0
     cap[w] = caps[run]
-    for k in range(par.shape[0]):
-        par[k, w] = params[run, k]
-    for i in range(x.shape[0]):
-        x[i, w] = start[run, i]
-    for k in range(state.shape[0]):
-        for i in range(x.shape[0]):
-            state[k, i, w] = 0.0
-    for i in range(peak.shape[0]):
-        peak[i, w] = 0.0
-    for k in range(acc.shape[0]):
-        acc[k, w] = 0.0
-    for k in c.STARTS_AT_INFINITY:
-        acc[k, w] = np.inf
-    for k in c.STARTS_AT_ONE:
-        acc[k, w] = 1.0
-    row = 0 if norms_of.shape[0] == 1 else run
-    for k in range(norms.shape[0]):
-        norms[k, w] = norms_of[row, k]
-        lowest[k, w] = lowest_of[row, k]
-    for i in range(support.shape[0]):
-        support[i, w] = support_of[row, i]
-    for i in range(anchor.shape[0]):
-        anchor[i, w] = anchor_of[run, i]
-    if not shared:
-        for k in range(data.shape[0]):
-            data[k, w] = data_of[run, k]
+    for k in range(cells.shape[0]):
+        cells[k, w] = starts[run, k]
 
 
 @outlined
-def move(source, w, owner, t, cap, par, norms, lowest, support, anchor, data, shared, x, state, peak, acc):
+def move(source, w, owner, t, cap, cells):
     """Move the run of lane ``source`` into lane w."""
     owner[w] = owner[source]
     t[w] = t[source]
     cap[w] = cap[source]
-    for k in range(par.shape[0]):
-        par[k, w] = par[k, source]
-    for i in range(x.shape[0]):
-        x[i, w] = x[i, source]
-    for k in range(state.shape[0]):
-        for i in range(x.shape[0]):
-            state[k, i, w] = state[k, i, source]
-    for i in range(peak.shape[0]):
-        peak[i, w] = peak[i, source]
-    for k in range(acc.shape[0]):
-        acc[k, w] = acc[k, source]
-    for k in range(norms.shape[0]):
-        norms[k, w] = norms[k, source]
-        lowest[k, w] = lowest[k, source]
-    for i in range(support.shape[0]):
-        support[i, w] = support[i, source]
-    for i in range(anchor.shape[0]):
-        anchor[i, w] = anchor[i, source]
-    if not shared:
-        for k in range(data.shape[0]):
-            data[k, w] = data[k, source]
+    for k in range(cells.shape[0]):
+        cells[k, w] = cells[k, source]
 
 
 @outlined
@@ -494,16 +450,13 @@ def move_noise(noise, row, source, w):
 
 
 @outlined
-def retire(w, status, run, t, x, peak, acc, q, statuses, iterations, points, peaks, accs, finals):
+def retire(w, status, run, t, cells, q, statuses, iterations, ends, finals):
     """Store the result of the run in lane w."""
     statuses[run] = status
     iterations[run] = t[w]
-    for i in range(x.shape[0]):
-        points[run, i] = x[i, w]
-    for i in range(peak.shape[0]):
-        peaks[run, i] = peak[i, w]
-    for k in range(acc.shape[0]):
-        accs[run, k] = acc[k, w]
+    first = cells.shape[0] - ends.shape[1]
+    for k in range(ends.shape[1]):
+        ends[run, k] = cells[first + k, w]
     for k in range(q.shape[0]):
         finals[run, k] = q[k, w]
 
@@ -513,15 +466,17 @@ def build(sources):
 
     def run_lanes(
         code, clock, kinds, offsets, data_offsets, schedule,
-        start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-        owner, t, cap, par, norms, lowest, support, anchor, data,
-        x, g, d, work, state, peak, acc, q, stripes, part, step, inverse,
-        statuses, iterations, points, peaks, accs, firsts, finals, noise, noisy, address,
+        starts, caps, owner, t, cap, cells, par, norms, lowest, support, anchor, data, state, x, peak, acc,
+        g, d, work, q, stripes, part, step, inverse,
+        statuses, iterations, ends, firsts, finals, noise, noisy, address,
     ):  # fmt: skip
         """Run the queue until it is done, few lanes are left, or the budget of iterations is spent.
 
-        ``clock`` holds the number of active lanes, the next run of the queue, the budget and the number of
-        lanes under which the caller takes over; the first two are updated.
+        A column of ``cells`` is all that a lane has of its run, a row of ``starts`` what a run begins with;
+        ``par`` to ``acc`` are rows of the cells (``data`` where H is not shared), and a row of ``ends`` is
+        what x, ``peak`` and ``acc`` were at the end. ``clock`` holds the number of active lanes, the next run
+        of the queue, the budget and the number of lanes under which the caller takes over; the first two are
+        updated.
 
         With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number: the
         budget is that number, and lanes are refilled at the start only, so that all are at the same row.
@@ -532,19 +487,17 @@ def build(sources):
         shared = code[6] != 0
         lanes, queue, budget, least = clock[0], clock[1], clock[2], clock[3]
         size = x.shape[0]
-        n_runs = start.shape[0]
+        n_runs = caps.size
         rows = noise.shape[0]
         source = noisy if rows > 0 else g
         direction = source if method == c.GD else d
         exact = method if rows == 0 else c.USER  # d is g itself for GD without noise only
         direct = (method == c.SIGN or method == c.ADAM) and anchor.shape[0] == 0
         direct = direct and not want & (c.WANT_ALONG | c.WANT_DHD | c.WANT_DENOMINATOR)
-        cells = np.zeros(ROWS * kinds.size if path == c.TINY else 0)
+        tiny = np.zeros(ROWS * kinds.size if path == c.TINY else 0)
         fresh = True
         while lanes < t.size and queue < n_runs:
-            fill(lanes, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of, data_of,
-                 shared, owner, t, cap, par, norms, lowest, support, anchor, data, x, state, peak,
-                 acc)  # fmt: skip
+            fill(lanes, queue, starts, caps, owner, t, cap, cells)
             lanes += 1
             queue += 1
         while budget > 0 and lanes > 0 and (queue < n_runs or lanes >= least):
@@ -557,7 +510,7 @@ def build(sources):
                         most = min(most, cap[k] - t[k] if t[k] > 0 else 0)
                     if most > 0:
                         n = advance_four(w, method, rule, stop, most, offsets, data_offsets, data, shared,
-                                         norms, t, par, schedule, acc, x, state, cells)  # fmt: skip
+                                         norms, t, par, schedule, acc, x, state, tiny)  # fmt: skip
                         done = max(done, n)
                 budget -= done
             hessian_product(kinds, offsets, data_offsets, data, shared, x, g, lanes)
@@ -591,8 +544,7 @@ def build(sources):
                         status = c.MAX_ITERATIONS
                     if status != c.RUNNING:
                         q[c.Q_STEP, w] = q[c.Q_COS, w] = np.nan
-                        retire(w, status, owner[w], t, x, peak, acc, q, statuses, iterations, points, peaks,
-                               accs, finals)  # fmt: skip
+                        retire(w, status, owner[w], t, cells, q, statuses, iterations, ends, finals)
                         owner[w] = -1 - owner[w]
                         ended += 1
             square = q[c.Q_SQUARE]
@@ -638,8 +590,7 @@ def build(sources):
                 for w in range(lanes):
                     if owner[w] >= 0 and not q[c.Q_DESCENT, w] > 0.0:
                         q[c.Q_STEP, w] = step[w]
-                        retire(w, c.NOT_DESCENT, owner[w], t, x, peak, acc, q, statuses, iterations, points,
-                               peaks, accs, finals)  # fmt: skip
+                        retire(w, c.NOT_DESCENT, owner[w], t, cells, q, statuses, iterations, ends, finals)
                         owner[w] = -1 - owner[w]
                         ended += 1
             for w in range(lanes):
@@ -663,15 +614,12 @@ def build(sources):
                     if owner[w] >= 0:
                         continue
                     if fresh and queue < n_runs:
-                        fill(w, queue, start, params, caps, norms_of, lowest_of, support_of, anchor_of,
-                             data_of, shared, owner, t, cap, par, norms, lowest, support, anchor, data, x,
-                             state, peak, acc)  # fmt: skip
+                        fill(w, queue, starts, caps, owner, t, cap, cells)
                         queue += 1
                     else:
                         lanes -= 1
                         if w != lanes:
-                            move(lanes, w, owner, t, cap, par, norms, lowest, support, anchor, data,
-                                 shared, x, state, peak, acc)  # fmt: skip
+                            move(lanes, w, owner, t, cap, cells)
                             move_noise(noise, row, lanes, w)
         clock[0] = lanes
         clock[1] = queue
