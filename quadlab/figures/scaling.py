@@ -69,9 +69,9 @@ def share(data: dict[str, Any]) -> float:
 def title(data: dict[str, Any]) -> str:
     """Return the finding."""
     points = data["points"]["diagonal"]
-    low, high = (style.superscript(np.log10(points[k][0])).removesuffix("·⁰") for k in (0, -1))
+    low, high = (style.superscript(np.log10(points[k][0]), 0) for k in (0, -1))
     return (
-        f"From P = 10{low} to 10{high} an iteration of Adam grows as P{style.superscript(slope(points))}, "
+        f"From P = 10{low} to 10{high} an iteration of Adam grows as P{style.superscript(slope(points), 2)}, "
         f"to {share(data):.0%} of the triad's bandwidth"
     )
 
@@ -107,10 +107,13 @@ def draw(figure: Any, data: dict[str, Any]) -> None:
         xlabel, heading = labels[name]
         if name != "lanes":
             heading += f": slope {slope(data['points'][name]):.2f}"
-        ax.set(xscale="log", yscale="log", xlabel=xlabel, title=heading)
-        ax.set_ylabel("ns an iteration and run" if name == "lanes" else "ns an iteration")
+        ax.set(xscale="log", xlabel=xlabel, title=heading)
         style.decades(ax.xaxis)
-        style.decades(ax.yaxis)
+        if name == "lanes":
+            ax.set(ylim=(0.0, None), ylabel="ns an iteration and run")
+        else:
+            ax.set(yscale="log", ylabel="ns an iteration")
+            style.decades(ax.yaxis)
         style.grid(ax)
     handles, names = panels["dense"].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3)

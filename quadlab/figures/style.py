@@ -130,15 +130,15 @@ def bound_legend(figure: Any, axes: Any, extra: Sequence[tuple[Any, str]], handl
         line.set(alpha=1.0, markersize=3.2)
 
 
-def superscript(exponent: float) -> str:
-    """Return an exponent in superscript, to one decimal.
+def superscript(exponent: float, decimals: int = 1) -> str:
+    """Return an exponent in superscript, by default to one decimal.
 
     Examples
     --------
     >>> superscript(-0.84)
     '⁻⁰·⁸'
     """
-    return f"{exponent:.1f}".translate(str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{exponent:.{decimals}f}".translate(str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 @contextmanager
