@@ -4,21 +4,25 @@ The same runs, of the same problems built from the same text, are made in three 
 
 - **bare**: all problems are built, then one call of ``solve_many``;
 - **cut**: the same, with as many problems at a time as fill a pack: what cutting alone costs;
-- **sweep**: ``sweep`` with a store on disk, from the grid to the table; with ``--dask`` also on a scheduler
-  and two worker processes that talk over TCP.
+- **sweep**: ``sweep`` with a store on disk, from the grid to the table.
 
-What is compared is CPU time (the scheduler's and the workers' too), which other work on the machine disturbs
-less than wall time. The ways alternate; ratios are of one round, and what is printed is their median.
+What is compared is CPU time, which other work on the machine disturbs less than wall time. With ``--dask``
+the sweep is also made on a scheduler and two worker processes that talk over TCP; there it is wall time, over
+that of two processes which make half of the bare runs each, at once: two threads of one core are slower than
+two cores. The ways alternate; ratios are of one round, and what is printed is their median.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,15 +52,16 @@ def workloads(seeds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def bare(grid: Grid, at_a_time: int) -> None:
-    """Build and solve so many problems at a time."""
+def bare(grid: Grid, at_a_time: int, part: int = 0, parts: int = 1) -> None:
+    """Build and solve so many problems at a time, of one part of all."""
     settings = [build_setting(text) for text in grid.settings]
     of: list[list[int]] = [[] for _ in grid.problems]
     for problem, setting in zip(grid.problem_of.tolist(), grid.setting_of.tolist(), strict=True):
         of[problem].append(setting)
     with one_blas_thread():
-        for begin in range(0, len(of), at_a_time):
-            some = range(begin, min(begin + at_a_time, len(of)))
+        own = range(part, len(of), parts)
+        for begin in range(0, len(own), at_a_time):
+            some = own[begin : begin + at_a_time]
             built = {k: build_problem(grid.problems[k]) for k in some}
             runs = [(built[k], settings[j]) for k in some for j in of[k]]
             solve_many(
@@ -71,6 +76,10 @@ def swept(spec: dict[str, Any], pack_seconds: float, executor: Any = None) -> No
     with tempfile.TemporaryDirectory() as folder:
         table = sweep(spec, Path(folder) / "s.sqlite", executor, pack_seconds=pack_seconds, progress=False)
     assert set(table.statuses) == {"converged"}
+
+
+def told_ratios(values: list[float]) -> str:
+    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def cost(function: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
@@ -96,35 +105,37 @@ def main() -> None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             address, _ = stack.enter_context(dask_cluster(Path(folder)))
             client = stack.enter_context(Client(address, set_as_default=False))
-
-        def everywhere() -> float:
-            workers = client.run(time.process_time).values()
-            return time.process_time() + client.run_on_scheduler(time.process_time) + sum(workers)
-
+            client.run(entry.compile_all)
+            pair = stack.enter_context(
+                ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), entry.compile_all)
+            )
         for name, spec in workloads(options.seeds).items():
             grid = read_grid(spec)
             bare(grid, len(grid))
             alone = cost(lambda grid=grid: bare(grid, len(grid)))
             for seconds in options.pack_seconds:
                 pack = max(2 * MAX_LANES, round(seconds / alone * len(grid.problems)))
-                ratios: dict[str, list[float]] = {"cut": [], "sweep": [], "Dask": []}
-                costs, wall = [], []
+                ratios: dict[str, list[float]] = {"cut": [], "sweep": []}
+                costs, halves, wall = [], [], []
                 for _ in range(options.rounds):
                     costs.append(cost(lambda grid=grid: bare(grid, len(grid))))
                     ratios["cut"].append(cost(lambda grid=grid, n=pack: bare(grid, n)) / costs[-1])
                     ratios["sweep"].append(cost(lambda spec=spec, s=seconds: swept(spec, s)) / costs[-1])
                     if client is not None:
+                        at_once = partial(bare, grid, len(grid), parts=2)
+                        halves.append(cost(lambda f=at_once: list(pair.map(f, range(2))), time.perf_counter))
                         begin = time.perf_counter()
-                        spent = cost(lambda spec=spec, s=seconds: swept(spec, s, client), everywhere)
+                        swept(spec, seconds, client)
                         wall.append(time.perf_counter() - begin)
-                        ratios["Dask"].append(spent / costs[-1])
-                told = ", ".join(
-                    f"{way} {median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-                    for way, values in ratios.items()
-                    if values
-                )
+                told = ", ".join(f"{way} {told_ratios(values)}" for way, values in ratios.items())
                 rate = len(grid) / median(costs)
-                dask = f"; Dask {len(grid) / median(wall):,.0f} runs a second of wall time" if wall else ""
+                dask = ""
+                if wall:
+                    over = told_ratios([w / h for w, h in zip(wall, halves, strict=True)])
+                    dask = (
+                        f"; Dask {len(grid) / median(wall):,.0f} runs a second of wall time, two bare "
+                        f"processes {len(grid) / median(halves):,.0f}, wall over theirs {over}"
+                    )
                 print(
                     f"{name}, {len(grid):,} runs, bare {rate:,.0f} a second of CPU, packs of {seconds:g} s "
                     f"or {pack} problems; CPU over bare: {told}{dask}",

@@ -412,4 +412,4 @@ def test_scaling_finds_the_slope_and_the_share_of_the_bandwidth():
     data = {"points": {"diagonal": points}, "triad": 35.0}
     assert scaling.slope(points) == pytest.approx(1.0)
     assert scaling.share(data) == pytest.approx(0.8)
-    assert "From P = 10⁴ to 10⁷" in scaling.title(data) and "P¹·⁰, to 80%" in scaling.title(data)
+    assert "From P = 10⁴ to 10⁷" in scaling.title(data) and "P¹·⁰⁰, to 80%" in scaling.title(data)
