@@ -20,6 +20,7 @@ anywhere (same library versions and CPU).
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,8 @@ _UNLIMITED = nullcontext()
 
 
 @cache
-def _controller() -> Any:
+def _controller(with_scipy: bool) -> Any:
+    """Return what limits the libraries loaded so far: made anew once SciPy's own BLAS is there too."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -67,7 +69,11 @@ def one_blas_thread(size: int = 1 << 30) -> AbstractContextManager[Any]:
     >>> with one_blas_thread():
     ...     Q, R = np.linalg.qr(np.eye(100))
     """
-    return _UNLIMITED if size < 64 else _controller().limit(limits=1, user_api="blas")
+    return (
+        _UNLIMITED
+        if size < 64
+        else _controller("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas")
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +75,22 @@ def test_one_blas_thread_limits_and_restores():
     with one_blas_thread():
         assert threads() == {1}
     assert threads() == before
+
+
+LATER = """
+from quadlab.bases import one_blas_thread
+with one_blas_thread():
+    pass
+import scipy.linalg
+from threadpoolctl import threadpool_info
+with one_blas_thread():
+    print({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+"""
+
+
+def test_one_blas_thread_limits_a_library_loaded_later():
+    done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=True)
+    assert done.stdout == "{1}\n"
 
 
 def test_reflections():

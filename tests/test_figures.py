@@ -110,11 +110,12 @@ def visible_texts(figure):
 
 
 def test_render_writes_three_files_that_redraw_gives_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(rotation, "data", lambda quick, progress: quick_data("rotation"))
+    data = quick_data("rotation")
+    monkeypatch.setattr(rotation, "data", lambda quick, progress: data)
     (result,) = figures.render(["rotation"], tmp_path, quick=True)
     paths = [tmp_path / f"rotation.{kind}" for kind in ("json", "png", "pdf")]
     assert result["name"] == "rotation" and result["files"] == [str(path) for path in paths]
-    assert result["seconds"] >= 0.0 and result["title"] == rotation.title(quick_data("rotation"))
+    assert result["seconds"] >= 0.0 and result["title"] == rotation.title(data)
     assert int.from_bytes(paths[1].read_bytes()[16:20]) == 300 * style.WIDTH  # PNG's own width
     before = [path.read_bytes() for path in paths]
     assert b"CreationDate" not in before[2] and b"/Title" not in before[2]
