@@ -16,8 +16,10 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 
+from quadlab import engine
 from quadlab.bases import Householder, Rotation
 from quadlab.cases import case
+from quadlab.kernels import codes as c
 from quadlab.methods import (
     GD,
     Adam,
@@ -32,6 +34,7 @@ from quadlab.methods import (
 from quadlab.problem import BlockQuadratic
 from quadlab.run import STATISTICS, Run, Status
 from quadlab.solve import best_learning_rate, solve, solve_many
+from quadlab.spectra import LogUniform
 from quadlab.steps import Schedule, cosine, inverse_sqrt, linear_decay, warmup
 from quadlab.stopping import Gap, GradientNorm
 
@@ -740,6 +743,48 @@ def test_a_long_queue_refills_lanes_in_any_order():
     for k in range(0, 700, 50):
         other = solve(problems[k], SignSGD("lambda_p"), stop, statistics=("harmonic_lambda_g",))
         assert_same(runs[k], replace(other, state=None))
+
+
+TINY = {
+    "gd": (lambda rate: GD(rate), (1, 2)),
+    "gd, lemma": (lambda rate: GD("lambda_g"), (2,)),
+    "gd, schedule": (lambda rate: GD(lambda t: rate / math.sqrt(1 + t)), (1, 2)),
+    "sign": (lambda rate: SignSGD(rate), (1, 2)),
+    "sign, lemma": (lambda rate: SignSGD("lambda_p"), (1,)),
+    "sign, M*": (lambda rate: SignSGD("m_star"), (1,)),
+    "sign, schedule": (lambda rate: SignSGD(lambda t: rate / math.sqrt(1 + t)), (1, 2)),
+    "adam": (lambda rate: Adam(rate), (1, 2)),
+    "adam, uncorrected": (lambda rate: Adam(rate, beta1=0.5, bias_correction=False), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one H", "H per run"])
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_blocks_of_four_runs_have_the_bits_of_the_general_path(name, shared, monkeypatch):
+    """No statistics, so that runs side by side go on by themselves; some diverge, others end at any time."""
+    make, orders = TINY[name]
+    path, paths = engine._path, []
+    monkeypatch.setattr(engine, "_path", lambda job: paths.append(path(job)) or paths[-1])
+    rng = np.random.default_rng([list(TINY).index(name), shared])
+    spectra = LogUniform(1.0, 100.0)
+    for _ in range(6):
+        sizes = rng.integers(1, 4, rng.integers(1, 8)).tolist()
+        n = int(rng.integers(6, 40))
+        problems = [from_spectra(spectra, sizes=sizes, basis="haar", seed=k * (not shared)) for k in range(n)]
+        if shared:
+            problems = [problems[0].with_start(rng.standard_normal(sum(sizes)) * 10 ** rng.uniform(-2, 2))
+                        for _ in range(n)]  # fmt: skip
+        method = make(10.0 ** rng.uniform(-4.0, -0.5))
+        methods = [replace(method, learning_rate=10.0 ** rng.uniform(-4.0, 0.0)) for _ in range(n)]
+        stop = GradientNorm(10.0 ** rng.uniform(-6.0, -1.0), ord=int(rng.choice(orders)), relative=True)
+        caps = rng.choice([0, 1, 2, 63, 64, 65, 66, 129, 300], n).tolist()
+        used = methods if name in ("gd", "sign", "adam") else [method] * n
+        for run, problem, own, cap in zip(
+            solve_many(problems, used, stop, max_iterations=caps), problems, used, caps, strict=True
+        ):
+            other = solve(problem, own, stop, max_iterations=cap, fused=False)
+            assert_same(run, replace(other, state=None))
+    assert set(paths) == {c.TINY}
 
 
 def test_householder_and_mixed_storages_in_batches():
