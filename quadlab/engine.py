@@ -14,7 +14,6 @@ second, so that Ctrl-C, callbacks and progress live here.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import threading
@@ -88,14 +87,6 @@ def _beginning() -> FloatArray:
 _BEGINNING = _beginning()
 #: Stand for arrays that a run does without.
 _NO_FLOATS, _NO_INTEGERS, _NO_ROWS = np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, c.N_QUANTITIES))
-
-
-@functools.cache
-def _single() -> Any:
-    """Return the compiled single path; Numba is not imported before."""
-    from quadlab.kernels import entry
-
-    return entry.single()
 
 
 @dataclass
@@ -211,9 +202,11 @@ def _iterate(
     threads: int = 1,
 ) -> tuple[int, FloatArray]:
     """Run on the single path from the state s to the end; return the status and the last quantities."""
+    from quadlab.kernels import entry
+
     packed = job.problem.packed_symmetric() if fused else job.problem.packed()
     size = job.problem.size
-    kernel = _single()
+    kernel = entry.single()
     address = _addresses(job.method)[0]
     code = job.codes
     code[PATH] = path = _path(job) if fused else c.GENERAL
@@ -435,7 +428,7 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
     if shared:
         problems, place = [problem], np.zeros(1, dtype=np.int64)
     none = np.zeros((1, 0))
-    # What a run begins with, in rows, one for all where they have it in common.
+    # What a run begins with after its state, in rows, one for all where they have it in common.
     parts = {
         "par": params,
         "norms": _rows([p.block_norms for p in problems])[place],
@@ -445,18 +438,19 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
         else none,
         "anchor": anchors if anchored else none,
         "data": none if shared else _rows([p.packed().data for p in problems])[place],
-        "state": np.zeros((1, method.n_states * size)),
         "x": start,
         "peak": np.zeros((1, size if want & c.WANT_PEAK else 0)),
         "acc": _BEGINNING[None],
     }
+    states = method.n_states * size
     offsets = [0, *itertools.accumulate(part.shape[1] for part in parts.values())]
-    starts, cells = np.empty((n, offsets[-1])), np.zeros((offsets[-1], width))
-    rows_of: dict[str, FloatArray] = {}
-    for (name, part), (low, high) in zip(parts.items(), itertools.pairwise(offsets), strict=True):
-        starts[:, low:high] = part
-        rows_of[name] = cells[low:high]
-    rows_of["state"] = state = rows_of["state"].reshape(method.n_states, size, width)
+    starts, cells = np.empty((n, offsets[-1])), np.zeros((states + offsets[-1], width))
+    state = cells[:states].reshape(method.n_states, size, width)
+    rows_of: dict[str, FloatArray] = {"state": state}
+    for name, low, high in zip(parts, offsets, offsets[1:], strict=False):
+        starts[:, low:high] = parts[name]
+        rows_of[name] = cells[states + low : states + high]
+    del parts, start  # may be large
     par, x, peak, acc = (rows_of[name] for name in ("par", "x", "peak", "acc"))
     if shared:
         rows_of["data"] = packed.data[:, None].copy()
@@ -504,7 +498,8 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
     outcome.statuses, outcome.iterations = statuses.tolist(), iterations.tolist()
     points, peaks, outcome.accs = np.split(ends, [size, size + peak.shape[0]], axis=1)
     outcome.tolerances, outcome.peaks = tolerances.tolist(), peaks.sum(axis=1).tolist()
-    outcome.points = list(map(np.ndarray.copy, points + anchors))  # each of its own, not to keep all alive
+    points += anchors
+    outcome.points = list(map(np.ndarray.copy, points))  # each of its own, not to keep all alive
     for w in range(active):
         k = int(owner[w])
         job = batch.job(k)

@@ -114,7 +114,7 @@ def lanes() -> Any:
     """Return the compiled ``run_lanes``."""
     signature = INT(
         I1, I1, READ_I1, READ_I1, READ_I1, F1,
-        F2, I1, I1, I1, I1, F2, F2, F2, F2, F2, F2, F2, F3, F2, F2, F2,
+        F2, I1, I1, I1, I1, F2, F3, F2, F2, F2, F2, F2, F2, F2, F2, F2,
         F2, F2, F2, F2, F2, F1, F1, F2,
         I1, I1, F2, F2, F2, F3, F2, INT,
     )  # fmt: skip

@@ -423,12 +423,15 @@ def direction_statistics(method, want, offsets, norms, g, d, q, lanes, stripes, 
 
 @outlined
 def fill(w, run, starts, caps, owner, t, cap, cells):
-    """Put a run of the queue at its start into lane w."""
+    """Put a run of the queue at its start into lane w: first the state, of zeros."""
     owner[w] = run
     t[w] = 0
     cap[w] = caps[run]
-    for k in range(cells.shape[0]):
-        cells[k, w] = starts[run, k]
+    first = cells.shape[0] - starts.shape[1]
+    for k in range(first):
+        cells[k, w] = 0.0
+    for k in range(starts.shape[1]):
+        cells[first + k, w] = starts[run, k]
 
 
 @outlined
@@ -466,17 +469,17 @@ def build(sources):
 
     def run_lanes(
         code, clock, kinds, offsets, data_offsets, schedule,
-        starts, caps, owner, t, cap, cells, par, norms, lowest, support, anchor, data, state, x, peak, acc,
+        starts, caps, owner, t, cap, cells, state, par, norms, lowest, support, anchor, data, x, peak, acc,
         g, d, work, q, stripes, part, step, inverse,
         statuses, iterations, ends, firsts, finals, noise, noisy, address,
     ):  # fmt: skip
         """Run the queue until it is done, few lanes are left, or the budget of iterations is spent.
 
-        A column of ``cells`` is all that a lane has of its run, a row of ``starts`` what a run begins with;
-        ``par`` to ``acc`` are rows of the cells (``data`` where H is not shared), and a row of ``ends`` is
-        what x, ``peak`` and ``acc`` were at the end. ``clock`` holds the number of active lanes, the next run
-        of the queue, the budget and the number of lanes under which the caller takes over; the first two are
-        updated.
+        A column of ``cells`` is all that a lane has of its run, a row of ``starts`` what a run begins with
+        after its state; ``state`` to ``acc`` are rows of the cells (``data`` where H is not shared), and a
+        row of ``ends`` is what x, ``peak`` and ``acc`` were at the end. ``clock`` holds the number of active
+        lanes, the next run of the queue, the budget and the number of lanes under which the caller takes
+        over; the first two are updated.
 
         With rows of ``noise`` the direction sees ``noisy``, the gradient plus row t mod their number: the
         budget is that number, and lanes are refilled at the start only, so that all are at the same row.

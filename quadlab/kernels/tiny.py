@@ -218,39 +218,39 @@ def advance_four(w, method, rule, stop, most, offsets, data_offsets, data, share
 
     ``cells`` has ``ROWS`` entries a block, and zeros where nothing is written here.
     """
-    lanes = x.shape[1]
+    width = x.shape[1]
     for block in range(norms.shape[0]):
         low, at, first = offsets[block], block * ROWS, data_offsets[block]
-        width = offsets[block + 1] - low
-        store(load(norms, block * lanes + w), cells, at + NORM)
-        for i in range(width):
-            store(load(x, (low + i) * lanes + w), cells, at + X + LENGTH * i)
+        size = offsets[block + 1] - low
+        store(load(norms, block * width + w), cells, at + NORM)
+        for i in range(size):
+            store(load(x, (low + i) * width + w), cells, at + X + LENGTH * i)
             for k in range(state.shape[0]):
                 row = k * x.shape[0] + low + i
-                store(load(state, row * lanes + w), cells, at + M + LENGTH * (SIZE * k + i))
-            for j in range(width):
-                row = first + width * j + i
-                h = spread(data[row, 0]) if shared else load(data, row * lanes + w)
+                store(load(state, row * width + w), cells, at + M + LENGTH * (SIZE * k + i))
+            for j in range(size):
+                row = first + size * j + i
+                h = spread(data[row, 0]) if shared else load(data, row * width + w)
                 store(h, cells, at + H + LENGTH * (SIZE * j + i))
     numbers = (
-        load(par, c.P_RATE * lanes + w), load(par, c.P_M * lanes + w), load(par, c.P_TOLERANCE * lanes + w),
-        load(par, c.P_BETA1 * lanes + w), load(par, c.P_BETA2 * lanes + w),
-        load(par, c.P_EPSILON * lanes + w), load(par, c.P_BIAS * lanes + w),
-        load(acc, c.A_POWER1 * lanes + w), load(acc, c.A_POWER2 * lanes + w),
+        load(par, c.P_RATE * width + w), load(par, c.P_M * width + w), load(par, c.P_TOLERANCE * width + w),
+        load(par, c.P_BETA1 * width + w), load(par, c.P_BETA2 * width + w),
+        load(par, c.P_EPSILON * width + w), load(par, c.P_BIAS * width + w),
+        load(acc, c.A_POWER1 * width + w), load(acc, c.A_POWER2 * width + w),
     )  # fmt: skip
     start = t[w], t[w + 1], t[w + 2], t[w + 3]
     n, power1, power2 = advance_by(
         method, rule, stop == c.STOP_L1, most, start, schedule, spread(-0.0), numbers, cells
     )
-    store(power1, acc, c.A_POWER1 * lanes + w)
-    store(power2, acc, c.A_POWER2 * lanes + w)
+    store(power1, acc, c.A_POWER1 * width + w)
+    store(power2, acc, c.A_POWER2 * width + w)
     for k in range(w, w + LENGTH):
         t[k] += n
     for block in range(norms.shape[0]):
         low, at = offsets[block], block * ROWS
         for i in range(offsets[block + 1] - low):
-            store(load(cells, at + X + LENGTH * i), x, (low + i) * lanes + w)
+            store(load(cells, at + X + LENGTH * i), x, (low + i) * width + w)
             for k in range(state.shape[0]):
                 row = k * x.shape[0] + low + i
-                store(load(cells, at + M + LENGTH * (SIZE * k + i)), state, row * lanes + w)
+                store(load(cells, at + M + LENGTH * (SIZE * k + i)), state, row * width + w)
     return n
