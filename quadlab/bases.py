@@ -47,6 +47,11 @@ ORTHOGONALITY_TOLERANCE = 1e-10
 _UNLIMITED = nullcontext()
 
 
+#: The first parts of SciPy that are linked to its own BLAS: once one is there, so is that. Of a package above
+#: them that holds not yet while another thread imports it.
+_LINKED = ("scipy.linalg._fblas", "scipy.special._ufuncs")
+
+
 @cache
 def _controller(with_scipy: bool) -> Any:
     """Return what limits the libraries loaded so far: made anew once SciPy's own BLAS is there too."""
@@ -69,11 +74,9 @@ def one_blas_thread(size: int = 1 << 30) -> AbstractContextManager[Any]:
     >>> with one_blas_thread():
     ...     Q, R = np.linalg.qr(np.eye(100))
     """
-    return (
-        _UNLIMITED
-        if size < 64
-        else _controller("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas")
-    )
+    if size < 64:
+        return _UNLIMITED
+    return _controller(any(name in sys.modules for name in _LINKED)).limit(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)

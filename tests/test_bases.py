@@ -78,18 +78,30 @@ def test_one_blas_thread_limits_and_restores():
 
 
 LATER = """
+import sys
 from quadlab.bases import one_blas_thread
+{before}
 with one_blas_thread():
     pass
-import scipy.linalg
+{after}
 from threadpoolctl import threadpool_info
 with one_blas_thread():
-    print({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+    print({{pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}})
 """
 
 
-def test_one_blas_thread_limits_a_library_loaded_later():
-    done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "import scipy.linalg"),
+        ("", "import scipy.special"),
+        # Another thread is at the beginning of the import.
+        ("sys.modules['scipy.linalg'] = sys", "del sys.modules['scipy.linalg']; import scipy.linalg"),
+    ],
+)
+def test_one_blas_thread_limits_a_library_loaded_later(before, after):
+    code = LATER.format(before=before, after=after)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "{1}\n"
 
 
