@@ -64,15 +64,59 @@ def test_pack_length_changes_nothing():
     assert content(sweep(GRID, pack_seconds=100.0)) == local("GRID")
 
 
+def simulated(groups, cost, workers, lanes, seconds=0.1):
+    """The sizes of packs, and when each worker of a machine that runs a group in `cost` seconds ends."""
+    packs = engines.Packs(deque([("{}", ["{}"])] * groups), seconds=seconds)
+    sizes, ends, running = [], [0.0] * workers, []
+    while True:
+        while len(running) < 2 * workers and (pack := packs.take(workers)) is not None:
+            done = len(pack.groups)
+            if pack.first:  # a worker gives back what it does not begin
+                done = min(done, max(1, round(seconds / cost)))
+            worker = ends.index(min(ends))
+            ends[worker] += done * cost
+            running.append((ends[worker], pack, done))
+        if not running:
+            return sizes, ends
+        end, pack, done = running.pop(min(range(len(running)), key=lambda k: running[k][0]))
+        sizes.append(done)
+        packs.learn(pack, engines.PackResult([[]] * done, done * cost, lanes))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("groups", [1, 5, 700, 5000])
+@pytest.mark.parametrize("cost", [5e-7, 5e-4, 1e-2, 3.0])
+@pytest.mark.parametrize("lanes", [True, False])
+def test_workers_end_together(workers, groups, cost, lanes):
+    sizes, ends = simulated(groups, cost, workers, lanes)
+    assert sum(sizes) == groups
+    longest = max(cost, engines.LEAST_SECONDS, 3 * engines.MAX_LANES * cost * lanes)
+    assert max(ends) - min(ends) <= 1.01 * longest
+
+
 def test_packs_fill_the_lanes_to_the_end():
-    packs, sizes = engines.Packs(deque([("{}", ["{}"])] * 2000), seconds=1e-3), []
-    while (pack := packs.take(1)) is not None:
-        sizes.append(len(pack.groups))
-        packs.learn(pack, engines.PackResult([[]] * sizes[-1], 1e-3 * sizes[-1], lanes=True))
-    assert sum(sizes) == 2000
-    assert sizes[:2] == [1, engines.GROWTH]
-    assert min(sizes[2:]) >= 2 * engines.MAX_LANES
-    assert max(sizes[2:]) - min(sizes[2:]) <= 1
+    for workers in (1, 2, 7):
+        sizes, ends = simulated(20_000, 1e-3, workers, lanes=True)
+        known = sizes[2 * workers :]
+        assert max(known) - min(known) <= 0.2 * max(known)
+        assert 1.2 * engines.MAX_LANES < min(known) <= max(known) < 3 * engines.MAX_LANES
+        assert max(ends) < 1.04 * sum(ends) / workers
+
+
+def test_the_cost_of_a_run_is_found_out_by_the_worker(monkeypatch):
+    batches, real = [], engines._run_batch
+
+    def counted(batch, start):
+        batches.append(len(batch))
+        return real(batch, start)
+
+    monkeypatch.setattr(engines, "_run_batch", counted)
+    assert len(engines.run_pack(PACK, versions(), 100.0, 1).outcomes) == len(PACK)
+    assert batches == [1, engines.GROWTH, len(PACK) - engines.GROWTH - 1]
+    batches.clear()
+    assert len(engines.run_pack(PACK, versions(), 1e-9, 1).outcomes) == 1
+    assert len(engines.run_pack(PACK, versions(), 1e-9).outcomes) == len(PACK)
+    assert batches == [1, len(PACK)]
 
 
 def test_a_killed_process_does_not_end_the_sweep(tmp_path):
@@ -166,7 +210,7 @@ def test_a_worker_of_other_versions_is_refused(monkeypatch):
         pytest.raises(ChildProcessError, match="a worker has the versions"),
     ):
         real = engines.run_pack
-        monkeypatch.setattr(engines, "run_pack", lambda pack, sender, budget: real(pack, "mine", budget))
+        monkeypatch.setattr(engines, "run_pack", lambda pack, sender, *rest: real(pack, "mine", *rest))
         sweep({"case": "het", "method": "gd:lambda_g", "eps": 1}, executor=threads)
 
 
@@ -278,11 +322,12 @@ def test_a_dask_client_is_left_open(cluster):
         assert (started, blas) == (False, 1)
 
 
-def test_dask_with_a_worker_killed_in_mid_sweep(cluster, tmp_path):
+def test_dask_with_a_worker_killed_in_mid_sweep(cluster, tmp_path, monkeypatch):
     address, workers = cluster
     assert address.startswith("tcp://127.0.0.1:")
     assert content(sweep(GRID, executor=address)) == local("GRID")
 
+    monkeypatch.setattr(engines, "MAX_LANES", 8)  # or two packs would be the whole sweep
     path, killed = tmp_path / "s.sqlite", []
 
     def kill():

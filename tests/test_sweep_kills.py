@@ -146,6 +146,7 @@ def test_an_error_in_mid_sweep_keeps_what_was_written(tmp_path, monkeypatch):
             raise MemoryError("no more")
         return real(*arguments)
 
+    monkeypatch.setattr(engines, "MAX_LANES", 8)
     monkeypatch.setattr(engines, "run_pack", failing)
     with pytest.raises(ChildProcessError, match="MemoryError: no more"):
         sweep(SMALL, path, pack_seconds=0.005)

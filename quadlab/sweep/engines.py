@@ -49,7 +49,7 @@ from quadlab.sweep.store import FAILED, NUMBER, Outcome
 PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
-#: A pack is so many times as large as any before at the most: the first is one problem, to tell the cost.
+#: While nobody knows what a run costs, a worker begins with one problem and goes on with so many times more.
 GROWTH = 32
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
@@ -104,8 +104,10 @@ class PackResult:
     lanes: bool
 
 
-def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
+def run_pack(pack: list[Group], sender: str, budget: float, first: int | None = None) -> PackResult:
     """Run the groups of a pack until the budget of seconds is spent, at least one.
+
+    The first batch of them is `first` (all); those after it are as long as the budget allows at the cost seen.
 
     Raises
     ------
@@ -119,12 +121,12 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
     entry.compile_all()  # not counted as the runs' time
     begin = perf_counter()
     outcomes: list[list[Outcome]] = []
-    lanes = False
+    lanes, most, spent = False, first or len(pack), 0.0
     with _INSIDE:
-        while len(outcomes) < len(pack) and not (outcomes and perf_counter() - begin > budget):
+        while len(outcomes) < len(pack) and spent <= budget:
             batch: list[tuple[BlockQuadratic | Exception, int, list[str]]] = []
             held, start = 0, perf_counter()
-            for text, settings in pack[len(outcomes) :]:
+            for text, settings in pack[len(outcomes) : len(outcomes) + most]:
                 problem = _attempt(build_problem, text)
                 batch.append((problem, seed_of(text), settings))
                 if isinstance(problem, BlockQuadratic):
@@ -135,7 +137,10 @@ def run_pack(pack: list[Group], sender: str, budget: float) -> PackResult:
                 if held > BATCH_BYTES or (not lanes and perf_counter() - start > budget):
                     break
             outcomes += _run_batch(batch, start)
-    return PackResult(outcomes, perf_counter() - begin, lanes)
+            spent = perf_counter() - begin
+            affordable = (budget - spent) / spent * len(outcomes)
+            most = max(1, min(GROWTH * most, math.ceil(affordable)))
+    return PackResult(outcomes, spent, lanes)
 
 
 def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
@@ -287,9 +292,9 @@ class Engine:
         """Packs that are under way or wait at the workers."""
         return 2 * self.workers
 
-    def submit(self, pack: list[Group], budget: float) -> Future[PackResult]:
+    def submit(self, pack: list[Group], budget: float, first: int | None) -> Future[PackResult]:
         """Start a pack."""
-        return self.executor.submit(run_pack, pack, versions(), budget)
+        return self.executor.submit(run_pack, pack, versions(), budget, first)
 
     def lost(self, error: BaseException) -> bool:
         """Return whether a pack that ended with this died with its worker, and can be run again."""
@@ -531,6 +536,8 @@ def engine_of(executor: Any) -> Engine:
 class _Pack:
     groups: list[Group]
     deaths: int = 0
+    #: Problems of the first batch; fewer than all while nobody knows what a run costs.
+    first: int | None = None
 
 
 @dataclass
@@ -542,36 +549,38 @@ class Packs:
     again: deque[_Pack] = field(default_factory=deque)
     #: Packs that died with their worker more often than chance explains; each runs with no other beside it.
     suspects: deque[_Pack] = field(default_factory=deque)
-    _count: int = 1
     _lanes: bool = False
-    _cost: float = math.inf
+    _cost: float | None = None
+    _cut: int = 0
 
     def take(self, workers: int) -> _Pack | None:
         """Return the next pack, or None."""
         if self.again:
             return self.again.popleft()
-        if not self.groups:
+        left = len(self.groups)
+        if not left:
             return None
-        cost = max(self._cost, 1e-7)
-        # The last packs get smaller, so that all workers end at about the same time.
-        fair = max(math.ceil(len(self.groups) / workers), math.ceil(LEAST_SECONDS / cost))
-        count = min(math.ceil(self.seconds / cost), fair)
+        if self._cost is None:
+            return self._next(min(math.ceil(left / workers), 2 * MAX_LANES), 1)
+        size, least = self.seconds / self._cost, min(self.seconds, LEAST_SECONDS) / self._cost
         if self._lanes:
-            # A method's runs fill the lanes and fill them again; equal packs, so that the last one's do too.
-            parts = max(1, len(self.groups) // (2 * MAX_LANES))
-            count = max(count, math.ceil(len(self.groups) / parts))
-        count = max(1, min(count, GROWTH * self._count, len(self.groups)))
-        return _Pack([self.groups.popleft() for _ in range(count)])
+            size = max(size, 2 * MAX_LANES)  # a method's runs fill the lanes and fill them again
+        # Equal packs, as many for each worker, so that all end at about the same time.
+        parts = max(1, round(left / size))
+        parts += -(self._cut + parts) % workers
+        if not self._lanes:
+            parts = max(parts, workers)  # runs may differ much: the last packs get smaller
+        self._cut += 1
+        return self._next(min(math.ceil(max(left / parts, least)), left))
+
+    def _next(self, count: int, first: int | None = None) -> _Pack:
+        return _Pack([self.groups.popleft() for _ in range(count)], first=first)
 
     def learn(self, pack: _Pack, result: PackResult) -> None:
         """Take in what a pack cost, and back what it did not begin."""
         done = len(result.outcomes)
-        if done < len(pack.groups):
-            self.again.append(_Pack(pack.groups[done:], pack.deaths))
-            self._count = done
-        else:
-            self._count = max(done, self._count)
-        self._cost, self._lanes = result.seconds / done, result.lanes
+        self.groups.extendleft(reversed(pack.groups[done:]))
+        self._cost, self._lanes = max(result.seconds / done, 1e-7), result.lanes
 
     def died(self, pack: _Pack, alone: bool, error: BaseException) -> list[tuple[Group, list[Outcome]]]:
         """Put a pack that died with its worker where it is run again; return the run that is to blame."""
@@ -596,7 +605,8 @@ def compute(packs: Packs, engine: Engine) -> Generator[list[tuple[Group, list[Ou
     pending: dict[Future[PackResult], _Pack] = {}
 
     def submit(pack: _Pack) -> None:
-        pending[engine.submit(pack.groups, 4.0 * packs.seconds)] = pack
+        budget = packs.seconds if pack.first else 4.0 * packs.seconds
+        pending[engine.submit(pack.groups, budget, pack.first)] = pack
 
     try:
         while True:
