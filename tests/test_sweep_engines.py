@@ -78,7 +78,7 @@ def simulated(groups, cost, workers, lanes, seconds=0.1):
             running.append((ends[worker], pack, done))
         if not running:
             return sizes, ends
-        end, pack, done = running.pop(min(range(len(running)), key=lambda k: running[k][0]))
+        _, pack, done = running.pop(min(range(len(running)), key=lambda k: running[k][0]))
         sizes.append(done)
         packs.learn(pack, engines.PackResult([[]] * done, done * cost, lanes))
 

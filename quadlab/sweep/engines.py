@@ -107,7 +107,7 @@ class PackResult:
 def run_pack(pack: list[Group], sender: str, budget: float, first: int | None = None) -> PackResult:
     """Run the groups of a pack until the budget of seconds is spent, at least one.
 
-    The first batch of them is `first` (all); those after it are as long as the budget allows at the cost seen.
+    The first batch is `first` of them, or all; one after it is as long as the budget allows at the cost seen.
 
     Raises
     ------
