@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import sqlite3
@@ -21,6 +22,7 @@ from sweep_helpers import Lion, scaled
 from sweep_kills import content, stored
 
 SMALL = {"case": ["het", "hom"], "method": ["gd:lambda_g", "signsgd:lambda_p"], "eps": 1e-2, "seed": range(5)}
+SMALL_FAMILY = {name: SMALL[name] for name in ("method", "eps", "seed")}
 ONE = {"case": "het", "method": "gd:lambda_g", "eps": 1e-2}
 
 
@@ -344,6 +346,18 @@ def test_runs_that_another_sweep_stored_meanwhile_are_read(tmp_path, monkeypatch
     table = sweep(SMALL, path)
     assert list(table.rows()) == list(others[0].rows())  # wall times too
     assert len(stored(path)) == len(table)
+
+
+def test_rows_come_in_the_order_of_the_index_and_structures_in_a_row(tmp_path):
+    path = tmp_path / "s.sqlite"
+    sweep({"blocks": 2, "sizes": 1, "condition_number": [10, 100, 1000], **SMALL_FAMILY}, path)
+    with Store(path, write=False)._db as connection:
+        rows = connection.execute("SELECT key, config FROM runs ORDER BY rowid").fetchall()
+    problems = [key[:32] for key, _ in rows]
+    assert problems == sorted(problems)
+    conditions = [json.loads(config)["problem"]["condition_number"] for _, config in rows]
+    assert [value for value, _ in itertools.groupby(conditions)] == list(dict.fromkeys(conditions))
+    assert len(rows) == 3 * 2 * 5
 
 
 def test_other_versions_are_other_runs(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def simulated(groups, cost, workers, lanes, seconds=0.1):
         while len(running) < 2 * workers and (pack := packs.take(workers)) is not None:
             done = len(pack.groups)
             if pack.first:  # a worker gives back what it does not begin
-                done = min(done, max(1, round(seconds / cost)))
+                done = min(done, max(1, round(4 * seconds / cost)))
             worker = ends.index(min(ends))
             ends[worker] += done * cost
             running.append((ends[worker], pack, done))

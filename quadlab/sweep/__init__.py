@@ -157,19 +157,18 @@ def sweep(
 
 
 def _to_do(runs: Grid, known: dict[str, Outcome], retry_failed: bool) -> dict[str, dict[str, str]]:
-    """Return the keys of the runs to do, by problem (those of one structure in a row) and setting."""
+    """Return the keys of the runs to do, by problem and setting, problems in the order of their keys.
+
+    So those of one structure are in a row, and rows come to the store in the order of its index: elsewhere
+    each would change a page of its own.
+    """
     todo: dict[str, dict[str, str]] = {}
     for key, problem, setting in zip(
         runs.keys, runs.problem_of.tolist(), runs.setting_of.tolist(), strict=True
     ):
         if key not in known or (retry_failed and known[key][0] == FAILED):
             todo.setdefault(runs.problems[problem], {})[runs.settings[setting]] = key
-    return dict(sorted(todo.items(), key=lambda item: _but_seed(item[0])))
-
-
-def _but_seed(problem: str) -> tuple[str, str]:
-    before, _, after = problem.partition('"seed":')
-    return before, after.partition(",")[2]
+    return dict(sorted(todo.items(), key=lambda item: min(item[1].values())))
 
 
 def _groups(todo: dict[str, dict[str, str]]) -> list[Group]:

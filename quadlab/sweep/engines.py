@@ -605,8 +605,7 @@ def compute(packs: Packs, engine: Engine) -> Generator[list[tuple[Group, list[Ou
     pending: dict[Future[PackResult], _Pack] = {}
 
     def submit(pack: _Pack) -> None:
-        budget = packs.seconds if pack.first else 4.0 * packs.seconds
-        pending[engine.submit(pack.groups, budget, pack.first)] = pack
+        pending[engine.submit(pack.groups, 4.0 * packs.seconds, pack.first)] = pack
 
     try:
         while True:

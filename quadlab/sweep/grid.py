@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import tomllib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -58,7 +59,9 @@ class Grid:
     problem_of, setting_of : ndarray of int
         Per run, which.
     keys : list of str
-        Per run, the hashes of the two halves of its configuration, each with the versions that matter.
+        Per run, the hashes of the two halves of its configuration, each with the versions that matter, after
+        a checksum of its problem without the seed: in the order of keys, problems of one structure are in a
+        row.
     """
 
     parts: tuple[tuple[Factor, ...], ...]
@@ -141,9 +144,10 @@ def read_grid(spec: Any) -> Grid:
         raise ValueError("an axis has the same value twice")
     first.sort()
     problem_of, setting_of = problem_of[first], setting_of[first]
-    hashes, setting_hashes = _hashes(problems), _hashes(settings)
+    first_halves = [_structure(problem) + _hash(problem) for problem in problems]
+    second_halves = [_hash(setting) for setting in settings]
     pairs = zip(problem_of.tolist(), setting_of.tolist(), strict=True)
-    keys = [hashes[k] + setting_hashes[j] for k, j in pairs]
+    keys = [first_halves[k] + second_halves[j] for k, j in pairs]
     return Grid(parts, problems, settings, problem_of, setting_of, keys)
 
 
@@ -270,6 +274,11 @@ def joined(problem: str, setting: str) -> str:
     return f'{{"problem":{problem},"run":{setting}}}'
 
 
-def _hashes(halves: list[str]) -> list[str]:
-    """Return the hash of each half of a configuration and of the versions that matter."""
-    return [hashlib.sha256((versions() + half).encode()).hexdigest()[:24] for half in halves]
+def _structure(problem: str) -> str:
+    before, seed, after = problem.partition('"seed":')
+    return f"{zlib.crc32((before + seed + after.partition(',')[2]).encode()):08x}"
+
+
+def _hash(half: str) -> str:
+    """Return the hash of a half of a configuration and of the versions that matter."""
+    return hashlib.sha256((versions() + half).encode()).hexdigest()[:24]

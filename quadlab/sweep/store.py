@@ -25,7 +25,7 @@ from time import sleep
 from typing import Any
 
 #: Of the layout below; other layouts are refused.
-STORE_SCHEMA = 2
+STORE_SCHEMA = 3
 #: "QLsw", where SQLite keeps the kind of a file.
 APPLICATION_ID = 0x514C7377
 FAILED = "failed"
