@@ -67,8 +67,8 @@ def late(seed, index, path):
 
 
 @contextmanager
-def dask_cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a scheduler with two worker processes of one thread over TCP on loopback, and these."""
+def dask_cluster(folder: Path, size: int = 2) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address of a scheduler with worker processes of one thread over TCP on loopback, and these."""
     environment = {**os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -84,7 +84,7 @@ def dask_cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[byte
         )
 
     scheduler = spawn("dask_scheduler", "--port", "0")
-    workers = [spawn("dask_worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    workers = [spawn("dask_worker", "--nthreads", "1", "--no-nanny") for _ in range(size)]
     try:
         from distributed import Client
 
@@ -92,7 +92,7 @@ def dask_cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[byte
             time.sleep(0.05)
             assert scheduler.poll() is None
         with Client(scheduler_file=str(file), set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(size, timeout=60)
             address = client.scheduler.address
         yield address, workers
     finally:

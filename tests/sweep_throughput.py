@@ -1,4 +1,4 @@
-"""What a sweep costs beside the bare solver: ``python tests/sweep_throughput.py [--seeds N] [--dask]``.
+"""What a sweep costs beside the bare solver: ``python tests/sweep_throughput.py [--seeds N] [--dask N]``.
 
 The same runs, of the same problems built from the same text, are made in three ways:
 
@@ -6,9 +6,9 @@ The same runs, of the same problems built from the same text, are made in three 
 - **cut**: the same, with as many problems at a time as fill a pack: what cutting alone costs;
 - **sweep**: ``sweep`` with a store on disk, from the grid to the table.
 
-What is compared is CPU time, which other work on the machine disturbs less than wall time. With ``--dask``
-the sweep is also made on a scheduler and two worker processes that talk over TCP; there it is wall time, over
-that of two processes which make half of the bare runs each, at once: two threads of one core are slower than
+What is compared is CPU time, which other work on the machine disturbs less than wall time. With ``--dask N``
+the sweep is also made on a scheduler and N worker processes that talk over TCP; there it is wall time, over
+that of N processes which make a part of the bare runs each, at once: two threads of one core are slower than
 two cores. The ways alternate; ratios are of one round, and what is printed is their median.
 """
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pack-seconds", type=float, nargs="+", default=[0.1, 0.5])
-    parser.add_argument("--dask", action="store_true")
+    parser.add_argument("--dask", type=int, default=0, metavar="N")
     options = parser.parse_args()
     entry.compile_all()
     with ExitStack() as stack:
@@ -103,11 +103,11 @@ def main() -> None:
             from distributed import Client
 
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            address, _ = stack.enter_context(dask_cluster(Path(folder)))
+            address, _ = stack.enter_context(dask_cluster(Path(folder), options.dask))
             client = stack.enter_context(Client(address, set_as_default=False))
             client.run(entry.compile_all)
-            pair = stack.enter_context(
-                ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), entry.compile_all)
+            pool = stack.enter_context(
+                ProcessPoolExecutor(options.dask, multiprocessing.get_context("spawn"), entry.compile_all)
             )
         for name, spec in workloads(options.seeds).items():
             grid = read_grid(spec)
@@ -116,25 +116,24 @@ def main() -> None:
             for seconds in options.pack_seconds:
                 pack = max(2 * MAX_LANES, round(seconds / alone * len(grid.problems)))
                 ratios: dict[str, list[float]] = {"cut": [], "sweep": []}
-                costs, halves, wall = [], [], []
+                costs, parts, wall = [], [], []
                 for _ in range(options.rounds):
                     costs.append(cost(lambda grid=grid: bare(grid, len(grid))))
                     ratios["cut"].append(cost(lambda grid=grid, n=pack: bare(grid, n)) / costs[-1])
                     ratios["sweep"].append(cost(lambda spec=spec, s=seconds: swept(spec, s)) / costs[-1])
                     if client is not None:
-                        at_once = partial(bare, grid, len(grid), parts=2)
-                        halves.append(cost(lambda f=at_once: list(pair.map(f, range(2))), time.perf_counter))
-                        begin = time.perf_counter()
-                        swept(spec, seconds, client)
-                        wall.append(time.perf_counter() - begin)
+                        part = partial(bare, grid, len(grid), parts=options.dask)
+                        at_once = partial(pool.map, part, range(options.dask))
+                        parts.append(cost(lambda f=at_once: list(f()), time.perf_counter))
+                        wall.append(cost(partial(swept, spec, seconds, client), time.perf_counter))
                 told = ", ".join(f"{way} {told_ratios(values)}" for way, values in ratios.items())
                 rate = len(grid) / median(costs)
                 dask = ""
                 if wall:
-                    over = told_ratios([w / h for w, h in zip(wall, halves, strict=True)])
+                    over = told_ratios([w / p for w, p in zip(wall, parts, strict=True)])
                     dask = (
-                        f"; Dask {len(grid) / median(wall):,.0f} runs a second of wall time, two bare "
-                        f"processes {len(grid) / median(halves):,.0f}, wall over theirs {over}"
+                        f"; Dask {len(grid) / median(wall):,.0f} runs a second of wall time, {options.dask} "
+                        f"bare processes {len(grid) / median(parts):,.0f}, wall over theirs {over}"
                     )
                 print(
                     f"{name}, {len(grid):,} runs, bare {rate:,.0f} a second of CPU, packs of {seconds:g} s "
