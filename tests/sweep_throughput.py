@@ -9,7 +9,8 @@ The same runs, of the same problems built from the same text, are made in three 
 What is compared is CPU time, which other work on the machine disturbs less than wall time. With ``--dask N``
 the sweep is also made on a scheduler and N worker processes that talk over TCP; there it is wall time, over
 that of N processes which make a part of the bare runs each, at once: two threads of one core are slower than
-two cores. The ways alternate; ratios are of one round, and what is printed is their median.
+two cores. The ways alternate; what is printed is each way's least cost, to which other work on the machine
+adds least, over that of the bare runs, and in brackets the median of the ratios of one round.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ def swept(spec: dict[str, Any], pack_seconds: float, executor: Any = None) -> No
     assert set(table.statuses) == {"converged"}
 
 
-def told_ratios(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+def over(costs: list[float], base: list[float]) -> str:
+    """Say the ratio of the least costs, and the median of the ratios."""
+    return f"{min(costs) / min(base):.3f} ({median(a / b for a, b in zip(costs, base, strict=True)):.3f})"
 
 
-def cost(function: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
+def cost(function: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
     gc.collect()
     begin = clock()
     function()
@@ -115,31 +117,32 @@ def main() -> None:
             alone = cost(lambda grid=grid: bare(grid, len(grid)))
             for seconds in options.pack_seconds:
                 pack = max(2 * MAX_LANES, round(seconds / alone * len(grid.problems)))
-                ratios: dict[str, list[float]] = {"cut": [], "sweep": []}
-                costs, parts, wall = [], [], []
+                ways = {
+                    "bare": (partial(bare, grid, len(grid)), time.process_time),
+                    "cut": (partial(bare, grid, pack), time.process_time),
+                    "sweep": (partial(swept, spec, seconds), time.process_time),
+                }
+                if client is not None:
+                    part = partial(bare, grid, len(grid), parts=options.dask)
+                    ways["parts"] = (lambda f=part: list(pool.map(f, range(options.dask))), time.perf_counter)
+                    ways["dask"] = (partial(swept, spec, seconds, client), time.perf_counter)
+                costs: dict[str, list[float]] = {way: [] for way in ways}
                 for _ in range(options.rounds):
-                    costs.append(cost(lambda grid=grid: bare(grid, len(grid))))
-                    ratios["cut"].append(cost(lambda grid=grid, n=pack: bare(grid, n)) / costs[-1])
-                    ratios["sweep"].append(cost(lambda spec=spec, s=seconds: swept(spec, s)) / costs[-1])
-                    if client is not None:
-                        part = partial(bare, grid, len(grid), parts=options.dask)
-                        at_once = partial(pool.map, part, range(options.dask))
-                        parts.append(cost(lambda f=at_once: list(f()), time.perf_counter))
-                        wall.append(cost(partial(swept, spec, seconds, client), time.perf_counter))
-                told = ", ".join(f"{way} {told_ratios(values)}" for way, values in ratios.items())
-                rate = len(grid) / median(costs)
-                dask = ""
-                if wall:
-                    over = told_ratios([w / p for w, p in zip(wall, parts, strict=True)])
-                    dask = (
-                        f"; Dask {len(grid) / median(wall):,.0f} runs a second of wall time, {options.dask} "
-                        f"bare processes {len(grid) / median(parts):,.0f}, wall over theirs {over}"
-                    )
+                    for way, (function, clock) in ways.items():
+                        costs[way].append(cost(function, clock))
+                rates = {way: f"{len(grid) / min(values):,.0f}" for way, values in costs.items()}
                 print(
-                    f"{name}, {len(grid):,} runs, bare {rate:,.0f} a second of CPU, packs of {seconds:g} s "
-                    f"or {pack} problems; CPU over bare: {told}{dask}",
+                    f"{name}, {len(grid):,} runs, packs of {seconds:g} s or {pack} problems: bare "
+                    f"{rates['bare']} runs a second of CPU; over bare: "
+                    f"cut {over(costs['cut'], costs['bare'])}, sweep {over(costs['sweep'], costs['bare'])}",
                     flush=True,
                 )
+                if client is not None:
+                    print(
+                        f"    Dask {rates['dask']} runs a second of wall time, {options.dask} bare "
+                        f"processes {rates['parts']}; over theirs: {over(costs['dask'], costs['parts'])}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":
