@@ -56,7 +56,7 @@ from quadlab.bases import (
 )
 from quadlab.kernels.codes import FOURFOLD, SYMMETRIC
 from quadlab.noise import NoiseStream, check_law
-from quadlab.spectra import Listed, Spectrum, as_spectrum, check_eigenvalues
+from quadlab.spectra import Listed, Spectrum, as_spectrum, check_eigenvalues, fixed_eigenvalues
 
 __all__ = [
     "RANK_TOLERANCE",
@@ -1070,8 +1070,12 @@ def _eigenvalues(given: Any, size: Any, top: Any, streams: _Streams, b: int) -> 
     else:
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"size must be an integer >= 1, received {shown(size)} for {shown(spectrum)}")
-        values = spectrum.eigenvalues(int(size), streams(b, _SPECTRUM))
-        if type(spectrum).__module__ != Spectrum.__module__:  # a user's law
+        users = type(spectrum).__module__ != Spectrum.__module__
+        if users or spectrum.random:
+            values = spectrum.eigenvalues(int(size), streams(b, _SPECTRUM))
+        else:
+            values = fixed_eigenvalues(spectrum, int(size))
+        if users:
             values = check_eigenvalues(real_array(values, "eigenvalues"))
             if values.size != size:
                 raise ValueError(f"{shown(spectrum)} gave {values.size} eigenvalues for size {size}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ __all__ = [
 
 class Spectrum:
     """A law of eigenvalues of one block; every law below is one, and so is a user's subclass."""
+
+    #: Whether `eigenvalues` may draw; a law that does not is asked without a generator.
+    random: bool = True
 
     def eigenvalues(self, size: int, rng: np.random.Generator | None = None) -> FloatArray:
         """Return `size` eigenvalues, ascending (`Listed`: as listed).
@@ -105,6 +109,8 @@ class Listed(Spectrum, Content):
 
     values: FloatArray
 
+    random = False
+
     def __post_init__(self) -> None:
         values = check_eigenvalues(real_array(self.values, "eigenvalues"))
         frozen(values)
@@ -142,6 +148,8 @@ class TwoPoint(Spectrum):
     low: float
     high: float
     fraction_high: float = 0.5
+
+    random = False
 
     def __post_init__(self) -> None:
         real_number(self.low, "TwoPoint low")
@@ -228,6 +236,8 @@ class PowerLaw(Spectrum):
     top: float
     exponent: float
 
+    random = False
+
     def __post_init__(self) -> None:
         real_number(self.top, "PowerLaw top")
         real_number(self.exponent, "PowerLaw exponent")
@@ -269,6 +279,8 @@ class MarchenkoPastur(Spectrum):
 
     ratio: float
     variance: float = 1.0
+
+    random = False
 
     def __post_init__(self) -> None:
         for name in ("ratio", "variance"):
@@ -320,6 +332,8 @@ class Density(Spectrum, Content):
     nodes: FloatArray
     weights: FloatArray
 
+    random = False
+
     def __post_init__(self) -> None:
         try:
             nodes = check_eigenvalues(real_array(self.nodes, "nodes"))
@@ -345,6 +359,29 @@ class Density(Spectrum, Content):
         order = np.argsort(self.nodes, kind="stable")
         cumulative = np.cumsum(self.weights[order])
         return self.nodes[order][np.searchsorted(cumulative, _levels(size) * cumulative[-1])]
+
+
+def fixed_eigenvalues(law: Spectrum, size: int) -> FloatArray:
+    """Return the eigenvalues of a law that does not draw.
+
+    Those of a small block are remembered where they take time: a sweep asks for the same ones many times.
+
+    Examples
+    --------
+    >>> fixed_eigenvalues(LogUniform(1, 100), 3).tolist()
+    [1.0, 10.0, 100.0]
+    """
+    # Both have positive parameters: laws that are equal give equal bits.
+    if isinstance(law, (LogUniform, MarchenkoPastur)) and size <= 1024:
+        return _remembered(law, size)
+    return law.eigenvalues(size)
+
+
+@lru_cache(maxsize=256)
+def _remembered(law: Spectrum, size: int) -> FloatArray:
+    values = law.eigenvalues(size)
+    frozen(values)
+    return values
 
 
 def as_spectrum(obj: Any) -> Spectrum:

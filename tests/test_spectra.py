@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from quadlab.problem import BlockQuadratic
 from quadlab.spectra import (
     Density,
     Listed,
@@ -16,6 +17,7 @@ from quadlab.spectra import (
     PowerLaw,
     TwoPoint,
     as_spectrum,
+    fixed_eigenvalues,
 )
 
 LAWS = [
@@ -45,6 +47,31 @@ def test_a_law_gives_size_finite_nonnegative_ascending_values(law, size):
 def test_laws_are_values(law):
     again = pickle.loads(pickle.dumps(law))
     assert again == law and hash(again) == hash(law)
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if not law.random], ids=repr)
+def test_what_is_remembered_is_what_the_law_gives(law):
+    for size in (1, 17, 1024, 1025):
+        for _ in range(2):
+            values = fixed_eigenvalues(law, size)
+            np.testing.assert_array_equal(values, law.eigenvalues(size), strict=True)
+    assert law.eigenvalues(17).flags.writeable  # the caller's own
+
+
+def test_only_a_law_that_draws_differs_between_blocks_and_seeds():
+    class Drawn(LogUniform):
+        """A user's law, which draws although the one it is made from does not."""
+
+        def eigenvalues(self, size, rng=None):
+            return np.sort(rng.uniform(self.low, self.high, size))
+
+    def blocks(law):
+        problems = [BlockQuadratic.from_spectra([law] * 2, sizes=[9, 9], seed=seed) for seed in (0, 1)]
+        return {block.eigenvalues.tobytes() for problem in problems for block in problem.blocks}
+
+    for law in LAWS:
+        assert len(blocks(law)) == (4 if law.random else 1)
+    assert len(blocks(Drawn(1, 100))) == 4
 
 
 def test_listed_keeps_order_and_bits():
