@@ -49,7 +49,7 @@ from quadlab.sweep.store import FAILED, NUMBER, Outcome
 PACK_SECONDS = 0.5
 #: No pack is cut shorter than this to share out the last runs.
 LEAST_SECONDS = 0.1
-#: While nobody knows what a run costs, a worker begins with one problem and goes on with so many times more.
+#: While nobody knows what a run costs, a worker gets one problem, and so many more for when that is cheap.
 GROWTH = 32
 #: Bytes of problems that a worker holds at once.
 BATCH_BYTES = 1 << 26
@@ -549,8 +549,9 @@ class Packs:
     again: deque[_Pack] = field(default_factory=deque)
     #: Packs that died with their worker more often than chance explains; each runs with no other beside it.
     suspects: deque[_Pack] = field(default_factory=deque)
+    #: Seconds a group; None before the first pack has ended.
+    cost: float | None = None
     _lanes: bool = False
-    _cost: float | None = None
     _cut: int = 0
 
     def take(self, workers: int) -> _Pack | None:
@@ -560,9 +561,9 @@ class Packs:
         left = len(self.groups)
         if not left:
             return None
-        if self._cost is None:
-            return self._next(min(math.ceil(left / workers), 2 * MAX_LANES), 1)
-        size, least = self.seconds / self._cost, min(self.seconds, LEAST_SECONDS) / self._cost
+        if self.cost is None:
+            return self._next(min(math.ceil(left / workers), 1 + GROWTH), 1)
+        size, least = self.seconds / self.cost, min(self.seconds, LEAST_SECONDS) / self.cost
         if self._lanes:
             size = max(size, 2 * MAX_LANES)  # a method's runs fill the lanes and fill them again
         # Equal packs, as many for each worker, so that all end at about the same time.
@@ -580,7 +581,7 @@ class Packs:
         """Take in what a pack cost, and back what it did not begin."""
         done = len(result.outcomes)
         self.groups.extendleft(reversed(pack.groups[done:]))
-        self._cost, self._lanes = max(result.seconds / done, 1e-7), result.lanes
+        self.cost, self._lanes = max(result.seconds / done, 1e-7), result.lanes
 
     def died(self, pack: _Pack, alone: bool, error: BaseException) -> list[tuple[Group, list[Outcome]]]:
         """Put a pack that died with its worker where it is run again; return the run that is to blame."""
@@ -609,7 +610,8 @@ def compute(packs: Packs, engine: Engine) -> Generator[list[tuple[Group, list[Ou
 
     try:
         while True:
-            workers, slots = engine.workers, engine.slots
+            workers = engine.workers
+            slots = workers if packs.cost is None else engine.slots
             while len(pending) < slots and (pack := packs.take(workers)) is not None:
                 submit(pack)
             alone = not pending and bool(packs.suspects)
