@@ -1,4 +1,4 @@
-"""What a sweep costs beside the bare solver: ``python tests/sweep_throughput.py [--seeds N] [--dask N]``.
+"""What a sweep costs beside the bare solver: ``python tests/sweep_throughput.py [NAME ...] [--dask N]``.
 
 The same runs, of the same problems built from the same text, are made in three ways:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import multiprocessing
 import tempfile
 import time
@@ -43,13 +44,17 @@ CONDITIONS = {"condition_number": [10, 100, 1000], "hessian_spread": [1, 10]}
 
 
 def workloads(seeds: int) -> dict[str, dict[str, Any]]:
-    """Grids of 18 runs a seed: the shortest runs there are, the documentation's example, dense blocks."""
+    """Grids: the shortest runs there are, the documentation's example, dense blocks, and what no lane takes."""
     cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(3 * seeds)}
     family = {**CONDITIONS, "method": METHODS, "seed": range(seeds)}
     return {
         "9 parameters": {"fixed": STOP, "product": cases},
         "32 parameters": {"fixed": {"blocks": 8, "sizes": 4, **STOP}, "product": family},
         "128 parameters": {"fixed": {"blocks": 8, "sizes": 16, **STOP}, "product": family},
+        "1,024 parameters": {
+            "fixed": {"blocks": 16, "sizes": 64, **STOP},
+            "product": {**family, "seed": range(math.ceil(seeds / 25))},
+        },
     }
 
 
@@ -93,6 +98,7 @@ def cost(function: Callable[[], Any], clock: Callable[[], float] = time.process_
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=[""], help="how the wanted workloads begin: 9 128")
     parser.add_argument("--seeds", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pack-seconds", type=float, nargs="+", default=[0.1, 0.5])
@@ -112,6 +118,8 @@ def main() -> None:
                 ProcessPoolExecutor(options.dask, multiprocessing.get_context("spawn"), entry.compile_all)
             )
         for name, spec in workloads(options.seeds).items():
+            if not name.startswith(tuple(options.names)):
+                continue
             grid = read_grid(spec)
             bare(grid, len(grid))
             alone = cost(lambda grid=grid: bare(grid, len(grid)))
