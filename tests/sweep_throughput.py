@@ -44,7 +44,7 @@ CONDITIONS = {"condition_number": [10, 100, 1000], "hessian_spread": [1, 10]}
 
 
 def workloads(seeds: int) -> dict[str, dict[str, Any]]:
-    """Grids: the shortest runs there are, the documentation's example, dense blocks, and what no lane takes."""
+    """Grids: the shortest runs there are, the documentation's example, dense blocks, what no lane takes."""
     cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(3 * seeds)}
     family = {**CONDITIONS, "method": METHODS, "seed": range(seeds)}
     return {
