@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 
 from quadlab._arrays import FloatArray, frozen
 from quadlab.bases import one_blas_thread
+from quadlab.kernels.codes import FLUSH
 from quadlab.kernels.m_star import BRUTE_FORCE_LIMIT, largest_sign_form
 from quadlab.problem import Block, BlockQuadratic, DenseBlock, DiagonalBlock, HouseholderBlock
 
@@ -396,7 +397,8 @@ def frozen_preconditioner(problem: BlockQuadratic) -> FrozenPreconditioner:
     Parameters
     ----------
     problem : BlockQuadratic
-        Every starting gradient entry and every block must be nonzero.
+        Every block must be nonzero, and every starting gradient entry in magnitude between 1e-145 and 1e154,
+        so that its square is a number.
 
     Returns
     -------
@@ -405,7 +407,8 @@ def frozen_preconditioner(problem: BlockQuadratic) -> FrozenPreconditioner:
     Raises
     ------
     ValueError
-        If a block is zero, an entry of g(w_0) is zero, or a Householder block is too large to be written out.
+        If a block is zero, an entry of g(w_0) is out of range, or a Householder block is too large to be
+        written out.
 
     References
     ----------
@@ -454,9 +457,15 @@ def _frozen_preconditioner(problem: BlockQuadratic) -> FrozenPreconditioner:
     for index, norm in enumerate(constants.block_norms):
         if norm == 0.0:
             raise ValueError(f"block {index} is zero: frozen Adam needs every block's norm > 0")
-    zero = np.flatnonzero(gradient == 0.0)
-    if zero.size:
-        raise ValueError(f"starting gradient is 0 at coordinate {zero[0]}: frozen Adam divides by it")
+    with np.errstate(over="ignore"):
+        squares = gradient * gradient
+    # What the solver keeps is the square: a smaller one is 0 there, a larger one inf.
+    bad = np.flatnonzero(~((squares >= FLUSH) & (squares < np.inf)))
+    if bad.size:
+        raise ValueError(
+            f"starting gradient is {gradient[bad[0]]:.6g} at coordinate {bad[0]}: "
+            f"frozen Adam divides by the root of its square, {0 if squares[bad[0]] < FLUSH else np.inf}"
+        )
 
     scales = np.abs(gradient)
     eigenvalues, components = [], []

@@ -1409,3 +1409,14 @@ def test_frozen_adam_divides_by_the_gradient_that_the_solver_computes():
         met += table.runs[0]["adam.frozen_contraction"].applies
         assert not table.violated
     assert met >= 3
+
+
+def test_frozen_adam_whose_preconditioner_underflows_has_no_bounds():
+    """Hypothesis found it: the square of a gradient of 7e-171 is 0, and the step divides by its root."""
+    problem = ql.BlockQuadratic.from_spectra(
+        [[1.0], [1.0, 0.0]], basis=["axis", ql.Rotation(1.3548712087431906e-170)], start=[0.6, 0.5, 0.0]
+    )
+    run = ql.compare(problem, ql.FrozenAdam(1.0), ql.Gap(0.1, relative=True)).runs[0]
+    assert run.run.status == "diverged"
+    assert not run["adam.frozen_rate"].applies
+    assert "gradient is 6.77436e-171 at coordinate 2" in run["adam.frozen_rate"].reasons[0]

@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hessian_strategies import nonzero, problems
+from quadlab import FrozenAdam, Gap, solve
 from quadlab import curvature as curvature_function
 from quadlab.bases import Householder
 from quadlab.curvature import BRUTE_FORCE_LIMIT, DENSE_LIMIT, curvature, frozen_preconditioner
@@ -409,9 +410,19 @@ def test_frozen_adam_householder_agrees_with_dense():
         ([np.ones(2), np.zeros(2)], [1.0, 1.0, 1.0, 1.0], "block 1 is zero"),
         ([np.ones(2), np.array([1.0, 0.0])], [1.0, 1.0, 1.0, 1.0], "gradient is 0 at coordinate 3"),
         ([np.ones(2)], [1.0, 0.0], "gradient is 0 at coordinate 1"),
+        ([np.ones(2)], [1.0, 1e-145], "gradient is 1e-145 at coordinate 1: .* root of its square, 0"),
+        ([np.ones(2)], [-2e154, 1.0], r"gradient is -2e\+154 at coordinate 0: .* root of its square, inf"),
     ],
 )
 def test_frozen_adam_refuses(matrices, start, message):
     problem = BlockQuadratic.from_blocks(matrices, start=start, minimizer=np.zeros(len(start)))
     with pytest.raises(ValueError, match=message):
         frozen_preconditioner(problem)
+
+
+@pytest.mark.parametrize("start", [1.01e-145, 1.3e154])
+def test_frozen_adam_from_the_ends_of_its_range(start):
+    problem = BlockQuadratic.from_blocks([np.ones(2)], start=[1.0, start], minimizer=np.zeros(2))
+    a = frozen_preconditioner(problem)
+    run = solve(problem, FrozenAdam(a.best_learning_rate), Gap(0.5, relative=True), max_iterations=3)
+    assert run.status != "diverged"
