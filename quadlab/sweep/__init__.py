@@ -57,9 +57,9 @@ work: each runs what was missing when it began. One sweep with more workers shar
 takes 0.10 ms and the sweep's own bookkeeping (reading the grid, the store, the table) 0.016 ms; the store has
 0.45 GB, the process 0.9 GB, and to read the finished sweep again takes 21 s. Bookkeeping stays with the
 process that started the sweep: beyond eight workers, runs this short are bound by it. Beside the bare solver,
-in packs of 0.1 s, a sweep costs 10 to 15 per cent more for runs this short, about 10 for runs of 0.26 ms, and
-up to 7 from a millisecond on. Dask adds 12 ms of CPU a pack (client, scheduler and worker together), so packs
-of the usual 0.5 s suit it better. Runs that take longer scale with their own time; ``--dry-run`` tells it
+in packs of 0.1 s, a sweep costs 15 per cent more for runs this short, about 10 for runs of 0.26 ms, and up to
+10 from a millisecond on. Dask adds 12 ms of CPU a pack (client, scheduler and worker together), so packs of
+the usual 0.5 s suit it better. Runs that take longer scale with their own time; ``--dry-run`` tells it
 beforehand. ``tests/sweep_throughput.py`` measures the overhead.
 """
 
