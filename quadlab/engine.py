@@ -447,7 +447,7 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
     starts, cells = np.empty((n, offsets[-1])), np.zeros((states + offsets[-1], width))
     state = cells[:states].reshape(method.n_states, size, width)
     rows_of: dict[str, FloatArray] = {"state": state}
-    for name, low, high in zip(parts, offsets, offsets[1:], strict=False):
+    for name, (low, high) in zip(parts, itertools.pairwise(offsets), strict=True):
         starts[:, low:high] = parts[name]
         rows_of[name] = cells[states + low : states + high]
     del parts, start  # may be large

@@ -46,8 +46,8 @@ runs are packed.
 Packs run on one thread each, whatever the number of cores: give a machine as many workers as it has cores.
 numba's variable for threads need not be set: the kernels that a pack runs are serial. Dask's own profiler
 takes some 4 per cent of a worker; ``DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False`` in its environment
-switches it off. Where a function or a
-file is named as ``problem`` or ``method``, the workers must find the same one.
+switches it off. Where a function or a file is named as ``problem`` or ``method``, the workers must find the
+same one.
 
 **Two sweeps on one store** at once are safe, and each ends with the whole table, but they do not share the
 work: each runs what was missing when it began. One sweep with more workers shares it.

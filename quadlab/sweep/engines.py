@@ -566,9 +566,11 @@ class Packs:
         size, least = self.seconds / self.cost, min(self.seconds, LEAST_SECONDS) / self.cost
         if self._lanes:
             size = max(size, 2 * MAX_LANES)  # a method's runs fill the lanes and fill them again
-        # Equal packs, as many for each worker, so that all end at about the same time.
-        parts = max(1, round(left / size))
-        parts += -(self._cut + parts) % workers
+        # Equal packs, as many for each worker, so that all end at about the same time: rather too long than
+        # too short, unless that would leave a worker without any.
+        parts = max(1, int(left / size))
+        spare = (self._cut + parts) % workers
+        parts += -spare if spare < parts else workers - spare
         if not self._lanes:
             parts = max(parts, workers)  # runs may differ much: the last packs get smaller
         self._cut += 1
