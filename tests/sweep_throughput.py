@@ -45,15 +45,16 @@ CONDITIONS = {"condition_number": [10, 100, 1000], "hessian_spread": [1, 10]}
 
 def workloads(seeds: int) -> dict[str, dict[str, Any]]:
     """Grids: the shortest runs there are, the documentation's example, dense blocks, what no lane takes."""
-    cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(3 * seeds)}
+    cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(12 * seeds)}
     family = {**CONDITIONS, "method": METHODS, "seed": range(seeds)}
+    short = {**family, "seed": range(2 * seeds)}
     return {
         "9 parameters": {"fixed": STOP, "product": cases},
-        "32 parameters": {"fixed": {"blocks": 8, "sizes": 4, **STOP}, "product": family},
+        "32 parameters": {"fixed": {"blocks": 8, "sizes": 4, **STOP}, "product": short},
         "128 parameters": {"fixed": {"blocks": 8, "sizes": 16, **STOP}, "product": family},
         "1,024 parameters": {
             "fixed": {"blocks": 16, "sizes": 64, **STOP},
-            "product": {**family, "seed": range(math.ceil(seeds / 25))},
+            "product": {**family, "seed": range(math.ceil(seeds / 15))},
         },
     }
 

@@ -143,6 +143,10 @@ def run_pack(pack: list[Group], sender: str, budget: float, first: int | None = 
     return PackResult(outcomes, spent, lanes)
 
 
+def _run_pickled(pack: bytes, *arguments: Any) -> PackResult:
+    return run_pack(pickle.loads(pack), *arguments)
+
+
 def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
     try:
         return function(argument)
@@ -490,6 +494,10 @@ class Cluster(Engine):
             self._threads = max(1, sum(self._client.nthreads().values()))
             self._asked = perf_counter()
         return self._threads
+
+    def submit(self, pack: list[Group], budget: float, first: int | None) -> Future[PackResult]:
+        """Start a pack; as bytes, since Dask looks for tasks in all elements of a list."""
+        return self.executor.submit(_run_pickled, pickle.dumps(pack), versions(), budget, first)
 
     def lost(self, error: BaseException) -> bool:
         """Return whether Dask gave up on a pack, several of whose workers died."""
