@@ -59,6 +59,12 @@ def slow(seed, index):
     return ql.case("het", seed=index)
 
 
+def waiting(seed):
+    """Takes 10 ms of wall time, little of it a processor's; no lane takes it."""
+    time.sleep(0.01)
+    return ql.BlockQuadratic.from_spectra([np.linspace(1.0, 1.1, 20_000)], basis="axis", seed=seed)
+
+
 def late(seed, index, path):
     """Fails until a file exists."""
     if index == 2 and not os.path.exists(path):

@@ -9,8 +9,10 @@ The same runs, of the same problems built from the same text, are made in three 
 What is compared is CPU time, which other work on the machine disturbs less than wall time. With ``--dask N``
 the sweep is also made on a scheduler and N worker processes that talk over TCP; there it is wall time, over
 that of N processes which make a part of the bare runs each, at once: two threads of one core are slower than
-two cores. The ways alternate; what is printed is each way's least cost, to which other work on the machine
-adds least, over that of the bare runs, and in brackets the median of the ratios of one round.
+two cores. The runs of the last workload wait rather than compute, so that scheduler, client and workers have
+the processors they need on any machine; there all is wall time. The ways alternate; what is printed is each
+way's least cost, to which other work on the machine adds least, over that of the bare runs, and in brackets
+the median of the ratios of one round.
 """
 
 from __future__ import annotations
@@ -36,15 +38,16 @@ from quadlab.solve import solve_many
 from quadlab.sweep import read_grid, sweep
 from quadlab.sweep.configuration import build_problem, build_setting
 from quadlab.sweep.grid import Grid
-from sweep_helpers import dask_cluster
+from sweep_helpers import dask_cluster, waiting
 
 METHODS = ["gd:lambda_g", "signsgd:lambda_p", "adam:0.01"]
 STOP = {"eps": 1e-3, "relative": True}
+LARGE, WAITING = "1,024 parameters", "waiting for 10 ms"
 CONDITIONS = {"condition_number": [10, 100, 1000], "hessian_spread": [1, 10]}
 
 
 def workloads(seeds: int) -> dict[str, dict[str, Any]]:
-    """Grids: the shortest runs there are, the documentation's example, dense blocks, what no lane takes."""
+    """Grids: the shortest runs, what the docs show, dense blocks, what no lane takes, no computation."""
     cases = {"case": ["het", "hom"], "method": METHODS, "seed": range(12 * seeds)}
     family = {**CONDITIONS, "method": METHODS, "seed": range(seeds)}
     short = {**family, "seed": range(2 * seeds)}
@@ -52,9 +55,13 @@ def workloads(seeds: int) -> dict[str, dict[str, Any]]:
         "9 parameters": {"fixed": STOP, "product": cases},
         "32 parameters": {"fixed": {"blocks": 8, "sizes": 4, **STOP}, "product": short},
         "128 parameters": {"fixed": {"blocks": 8, "sizes": 16, **STOP}, "product": family},
-        "1,024 parameters": {
+        LARGE: {
             "fixed": {"blocks": 16, "sizes": 64, **STOP},
             "product": {**family, "seed": range(math.ceil(seeds / 15))},
+        },
+        WAITING: {
+            "fixed": {"problem": waiting, "method": "gd:lambda_g", **STOP},
+            "product": {"seed": range(4 * seeds)},
         },
     }
 
@@ -123,13 +130,16 @@ def main() -> None:
                 continue
             grid = read_grid(spec)
             bare(grid, len(grid))
-            alone = cost(lambda grid=grid: bare(grid, len(grid)))
+            clock = time.perf_counter if name == WAITING else time.process_time
+            alone = cost(lambda grid=grid: bare(grid, len(grid)), clock)
             for seconds in options.pack_seconds:
-                pack = max(2 * MAX_LANES, round(seconds / alone * len(grid.problems)))
+                pack = max(1, round(seconds / alone * len(grid.problems)))
+                if name not in (WAITING, LARGE):
+                    pack = max(pack, 2 * MAX_LANES)
                 ways = {
-                    "bare": (partial(bare, grid, len(grid)), time.process_time),
-                    "cut": (partial(bare, grid, pack), time.process_time),
-                    "sweep": (partial(swept, spec, seconds), time.process_time),
+                    "bare": (partial(bare, grid, len(grid)), clock),
+                    "cut": (partial(bare, grid, pack), clock),
+                    "sweep": (partial(swept, spec, seconds), clock),
                 }
                 if client is not None:
                     part = partial(bare, grid, len(grid), parts=options.dask)
@@ -140,9 +150,10 @@ def main() -> None:
                     for way, (function, clock) in ways.items():
                         costs[way].append(cost(function, clock))
                 rates = {way: f"{len(grid) / min(values):,.0f}" for way, values in costs.items()}
+                told = "wall" if name == WAITING else "CPU"
                 print(
                     f"{name}, {len(grid):,} runs, packs of {seconds:g} s or {pack} problems: bare "
-                    f"{rates['bare']} runs a second of CPU; over bare: "
+                    f"{rates['bare']} runs a second of {told} time; over bare: "
                     f"cut {over(costs['cut'], costs['bare'])}, sweep {over(costs['sweep'], costs['bare'])}",
                     flush=True,
                 )
