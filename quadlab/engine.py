@@ -276,7 +276,7 @@ class _Team:
         self.ranks = min(threads, chunks) if sizes.sum() >= MIN_TEAM else 1
         self._shared = np.zeros(c.TEAM_SIZE, dtype=np.int64)
         self._sums = np.zeros((2, 2, chunks))
-        self._pool = ThreadPoolExecutor(self.ranks) if self.ranks > 1 else None
+        self._pool = _started(self.ranks) if self.ranks > 1 else None
 
     def run(self, kernel: Callable[..., Any], *arguments: Any) -> int:
         """Call the kernel in all threads and return the status that rank 0 gives."""
@@ -302,6 +302,21 @@ class _Team:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _started(threads: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads all run: those of a team would wait for ever for one that never came."""
+    pool, met = ThreadPoolExecutor(threads), threading.Barrier(threads)
+    try:
+        for _ in range(threads):
+            pool.submit(met.wait)
+    except BaseException as error:
+        met.abort()
+        pool.shutdown()
+        if isinstance(error, RuntimeError):
+            raise OSError(f"the system does not start {threads} threads: {error}") from None
+        raise
+    return pool
 
 
 _ALONE = _Team()
@@ -351,10 +366,9 @@ def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> 
             for task in tasks:
                 work(task)
         else:
-            with ThreadPoolExecutor(threads) as pool:
-                futures = [pool.submit(work, task) for task in tasks]
+            with _started(min(threads, len(tasks))) as pool:
                 try:
-                    for future in futures:
+                    for future in [pool.submit(work, task) for task in tasks]:
                         future.result()
                 except BaseException:
                     bar.cancelled.set()

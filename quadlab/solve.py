@@ -88,6 +88,8 @@ def solve(
     ------
     ValueError
         On bad input, before anything is compiled or run.
+    OSError
+        If the system does not start so many threads.
     KeyboardInterrupt
         On Ctrl-C, within about a tenth of a second; its attribute ``run`` is the run so far, as if capped
         there, and can be resumed (no such attribute while kernels compile).
@@ -174,6 +176,8 @@ def solve_many(
     ------
     ValueError
         On bad input, naming the run, before anything is run.
+    OSError
+        If the system does not start so many threads.
 
     Examples
     --------

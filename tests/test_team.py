@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -114,3 +116,42 @@ def test_interrupted_by_a_callback(problem):
 def test_bad_threads(problem, threads):
     with pytest.raises(ValueError, match="threads must be an integer >= 1, received"):
         ql.solve(problem, ql.GD(0.5), STOPS[0], threads=threads)
+
+
+@pytest.mark.parametrize("started", [0, 1, 2, 3])
+def test_threads_that_the_system_refuses_are_an_error(problem, monkeypatch, started):
+    """One that never comes would keep the others waiting in the kernel for ever."""
+    ql.solve(problem, ql.GD(0.5), STOPS[0], max_iterations=1)  # kernels load with a thread of their own
+    before, start, allowed = threading.active_count(), threading.Thread.start, [None] * started
+
+    def refuse(thread):
+        if not allowed:
+            raise RuntimeError("can't start new thread")
+        allowed.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="does not start 4 threads: can't start new thread"):
+        ql.solve(problem, ql.GD(0.5), STOPS[0], max_iterations=50, threads=4)
+    allowed[:] = [None] * started
+    with pytest.raises(OSError, match="does not start 4 threads: can't start new thread"):
+        ql.solve_many(
+            [problem] * 9, ql.GD(0.5), STOPS[0], max_iterations=50, threads=4, lanes=False, progress=False
+        )
+    assert threading.active_count() == before
+
+
+def test_ctrl_c_while_threads_start_leaves_none(problem, monkeypatch):
+    ql.solve(problem, ql.GD(0.5), STOPS[0], max_iterations=1)
+    before, start, seen = threading.active_count(), threading.Thread.start, []
+
+    def interrupted(thread):
+        seen.append(thread)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ql.solve(problem, ql.GD(0.5), STOPS[0], max_iterations=50, threads=4)
+    assert threading.active_count() == before
