@@ -57,9 +57,9 @@ work: each runs what was missing when it began. One sweep with more workers shar
 takes 0.10 ms and the sweep's own bookkeeping (reading the grid, the store, the table) 0.016 ms; the store has
 0.45 GB, the process 0.9 GB, and to read the finished sweep again takes 21 s. Bookkeeping stays with the
 process that started the sweep: beyond eight workers, runs this short are bound by it. Beside the bare solver,
-in packs of 0.1 s, a sweep in one process costs 0 to 2 per cent more for runs of 10 ms, 6 for a millisecond, 5
-to 11 for 0.26 ms, and 7 to 28 for 0.13 ms: some 20 microseconds a run, which is a row on disk and in the
-table. On Dask it is 9 per cent for runs of 10 ms, as long as scheduler, client and workers have a processor
+in packs of 0.1 s, a sweep in one process costs 0 to 6 per cent more for runs of 10 ms, about 6 for a
+millisecond, about 10 for 0.26 ms, and 7 to 28 for 0.13 ms: some 20 microseconds a run, which is a row on disk
+and in the table. On Dask it is 9 per cent for runs of 10 ms, if scheduler, client and workers have one core
 each; together they need 12 ms a pack, so packs of the usual 0.5 s suit it better. Runs that take longer scale
 with their own time; ``--dry-run`` tells it beforehand. ``tests/sweep_throughput.py`` measures the overhead.
 """
