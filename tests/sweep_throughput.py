@@ -147,8 +147,8 @@ def main() -> None:
                     ways["dask"] = (partial(swept, spec, seconds, client), time.perf_counter)
                 costs: dict[str, list[float]] = {way: [] for way in ways}
                 for _ in range(options.rounds):
-                    for way, (function, clock) in ways.items():
-                        costs[way].append(cost(function, clock))
+                    for way, (function, of_way) in ways.items():
+                        costs[way].append(cost(function, of_way))
                 rates = {way: f"{len(grid) / min(values):,.0f}" for way, values in costs.items()}
                 told = "wall" if name == WAITING else "CPU"
                 print(
