@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 
@@ -79,6 +79,8 @@ DEFINITE_TOLERANCE = 1e-10
 RANGE_TOLERANCE = 1e-9
 #: The largest block that is written out as a matrix (3.2 GB).
 MAX_DENSE_BLOCK = 20_000
+#: Entries of the bases that are made in one call; a block keeps those made with it in memory.
+STACK_ENTRIES = 1 << 13
 
 SCHEMA = "quadlab.problem/1"
 DIRECTIONS = ("isotropic", "top", "bottom", "sign")
@@ -200,9 +202,7 @@ class DenseBlock(Block):
     @classmethod
     def from_eigen(cls, eigenvalues: FloatArray, eigenvectors: FloatArray) -> DenseBlock:
         """Return the block of the given eigenvalues and orthogonal eigenvectors (columns)."""
-        with one_blas_thread(eigenvalues.size):
-            matrix = (eigenvectors * eigenvalues) @ eigenvectors.T
-        return cls((matrix + matrix.T) / 2, eigenvalues, eigenvectors)
+        return cls(_matrices(eigenvalues, eigenvectors), eigenvalues, eigenvectors)
 
     @classmethod
     def from_matrix(cls, matrix: FloatArray) -> DenseBlock:
@@ -463,6 +463,7 @@ class BlockQuadratic(Content):
 
     # -- constructors
 
+    @overload
     @classmethod
     def from_spectra(
         cls,
@@ -479,7 +480,42 @@ class BlockQuadratic(Content):
         noise: Any = None,
         seed: int | None = None,
         name: str = "",
-    ) -> BlockQuadratic:
+    ) -> BlockQuadratic: ...
+    @overload
+    @classmethod
+    def from_spectra(
+        cls,
+        spectra: Any,
+        *,
+        sizes: Any = None,
+        basis: Any = "axis",
+        top: Any = None,
+        storage: Any = None,
+        gradient_norms: Any = None,
+        direction: Any = "isotropic",
+        start: Any = None,
+        minimizer: Any = None,
+        noise: Any = None,
+        seed: Sequence[int],
+        name: str = "",
+    ) -> list[BlockQuadratic]: ...
+    @classmethod
+    def from_spectra(
+        cls,
+        spectra: Any,
+        *,
+        sizes: Any = None,
+        basis: Any = "axis",
+        top: Any = None,
+        storage: Any = None,
+        gradient_norms: Any = None,
+        direction: Any = "isotropic",
+        start: Any = None,
+        minimizer: Any = None,
+        noise: Any = None,
+        seed: int | Sequence[int] | None = None,
+        name: str = "",
+    ) -> BlockQuadratic | list[BlockQuadratic]:
         r"""Return the problem with the given eigenvalues, eigenbases and start.
 
         Options "per block" take one value for all blocks or a list of one a block.
@@ -512,15 +548,17 @@ class BlockQuadratic(Content):
         noise : float, or array of shape (B,) or (P,), optional
             Standard deviation of Gaussian gradient noise: one, one a block, or one a coordinate; default 0.
             `with_noise` sets other laws.
-        seed : int >= 0, optional
+        seed : int >= 0 or sequence of int, optional
             Each block has random streams of its own for spectrum, basis, direction and start; None takes
-            fresh entropy.
+            fresh entropy. With several seeds: the problem of each, as it is alone, made together in a
+            fraction of the time.
         name : str, optional
             A label.
 
         Returns
         -------
         BlockQuadratic
+            Of a sequence of seeds, a list.
 
         Raises
         ------
@@ -532,6 +570,9 @@ class BlockQuadratic(Content):
         >>> from quadlab.spectra import PowerLaw
         >>> BlockQuadratic.from_spectra([[1, 2], (PowerLaw(1, 1), 3)], top=[None, 100], seed=0)
         <BlockQuadratic: 5 parameters in 2 blocks, norms 2 to 100>
+        >>> problems = BlockQuadratic.from_spectra([[1, 2]], basis="haar", seed=range(100))
+        >>> problems[7] == BlockQuadratic.from_spectra([[1, 2]], basis="haar", seed=7)
+        True
         """
         count = _length(spectra, sizes)
         laws = zip(
@@ -542,18 +583,28 @@ class BlockQuadratic(Content):
         )
         bases = _each(basis, count, "basis")
         storages = _each(storage, count, "storage")
-        streams = _Streams(seed)
+        several = _is_list(seed) or isinstance(seed, range)
+        streams = _streams(seed if several else [seed])
+        if not streams:
+            return []
         try:
             eigenvalues = []
             for b, law in enumerate(laws):
                 eigenvalues.append(_eigenvalues(*law, streams, b))
-            haar = _small_haar_bases([values.size for values in eigenvalues], bases, streams)
+            made = _small_haar_blocks(eigenvalues, bases, storages, streams)
             blocks = []
             for b, values in enumerate(eigenvalues):
-                blocks.append(_block(values, bases[b], storages[b], streams, b, haar.get(b)))
+                blocks.append(made.get(b) or _blocks(values, bases[b], storages[b], streams, b))
         except ValueError as error:
             raise ValueError(f"block {b}: {error}") from None
-        return cls._assemble(blocks, streams, start, minimizer, gradient_norms, direction, noise, name)
+        # Where no block is drawn, all problems have the same: they share H.
+        alike = all(of_each[0] is of_each[-1] for of_each in blocks)
+        each = [tuple(own) for own in zip(*blocks, strict=True)]
+        problems = cls._assemble(
+            each[:1] * len(streams) if alike else each,
+            streams, start, minimizer, gradient_norms, direction, noise, name,
+        )  # fmt: skip
+        return problems if several else problems[0]
 
     @classmethod
     def from_blocks(
@@ -577,7 +628,7 @@ class BlockQuadratic(Content):
             `Block` of another problem. An asymmetry or a negative eigenvalue of 1e-10 of the norm is taken as
             rounding and removed.
         start, minimizer, gradient_norms, direction, noise, seed, name
-            As in `from_spectra`.
+            As in `from_spectra`, with one seed.
 
         Returns
         -------
@@ -612,21 +663,25 @@ class BlockQuadratic(Content):
                     blocks.append(DenseBlock.from_matrix(matrix))
             except ValueError as error:
                 raise ValueError(f"block {b}: {error}") from None
-        return cls._assemble(blocks, _Streams(seed), start, minimizer, gradient_norms, direction, noise, name)
+        streams = [_Streams(seed)]
+        return cls._assemble(
+            [tuple(blocks)], streams, start, minimizer, gradient_norms, direction, noise, name
+        )[0]
 
     @classmethod
     def _assemble(
         cls,
-        blocks: list[Block],
-        streams: _Streams,
+        blocks: list[tuple[Block, ...]],
+        streams: list[_Streams],
         start: Any,
         minimizer: Any,
         gradient_norms: Any,
         direction: Any,
         noise: Any,
         name: str,
-    ) -> BlockQuadratic:
-        sizes = [block.size for block in blocks]
+    ) -> list[BlockQuadratic]:
+        """Return the problems whose blocks, of equal sizes in all, and streams are listed."""
+        sizes = [block.size for block in blocks[0]]
         size = sum(sizes)
         w_star = np.zeros(size) if minimizer is None else _vector(minimizer, "minimizer", sizes)
         by_gradient = gradient_norms is not None or not (
@@ -638,16 +693,19 @@ class BlockQuadratic(Content):
                     "start and gradients exclude each other: received a start, "
                     f"gradient_norms {shown(gradient_norms)} and direction {shown(direction)}"
                 )
-            w_0 = _vector(start, "start", sizes)
+            starts = [_vector(start, "start", sizes)] * len(blocks)
         else:
-            if by_gradient:
-                x = _displacements(blocks, gradient_norms, direction, streams)
-            else:
-                x = np.empty(size)
-                for b, part in enumerate(_parts(x, sizes)):
-                    streams(b, _START).standard_normal(out=part)
-            w_0 = x if minimizer is None else w_star + x
-        return cls(tuple(blocks), w_0, w_star, _noise(noise, sizes), _label(name))
+            starts = []
+            for own, streams_of_own in zip(blocks, streams, strict=True):
+                if by_gradient:
+                    x = _displacements(own, gradient_norms, direction, streams_of_own)
+                else:
+                    x = np.empty(size)
+                    for b, part in enumerate(_parts(x, sizes)):
+                        streams_of_own(b, _START).standard_normal(out=part)
+                starts.append(x if minimizer is None else w_star + x)
+        sigma, label = _noise(noise, sizes), _label(name)
+        return [cls(own, w_0, w_star, sigma, label) for own, w_0 in zip(blocks, starts, strict=True)]
 
     # -- structure
 
@@ -1005,28 +1063,46 @@ def _from_entries(entries: dict[str, np.ndarray]) -> BlockQuadratic:
 class _Streams:
     """The random stream of each block and purpose: one Philox generator, moved to the stream's own counter.
 
-    A stream holds 2^128 numbers. It ends when the next one is asked for.
+    A stream holds 2^128 numbers. It ends when the next one is asked for, of any problem of the same call.
     """
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, mover: list[np.random.Generator] | None = None) -> None:
         if seed is not None and (
             isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0
         ):
             raise ValueError(f"seed must be an integer >= 0 or None, received {shown(seed)}")
         self._seed = seed
-
-    @cached_property
-    def _state(self) -> dict[str, Any]:
-        return self._generator.bit_generator.state  # type: ignore[return-value]
-
-    @cached_property
-    def _generator(self) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(self._seed))
+        #: The generator, made when the first number is drawn, for all seeds of a call.
+        self._mover = [] if mover is None else mover
+        self._state: dict[str, Any] | None = None
 
     def __call__(self, block: int, purpose: int) -> np.random.Generator:
+        if not self._mover:
+            self._mover.append(np.random.Generator(np.random.Philox(0)))
+        generator = self._mover[0]
+        if self._state is None:
+            self._state = self._beginning()
         self._state["state"]["counter"][2:] = block, purpose
-        self._generator.bit_generator.state = self._state
-        return self._generator
+        generator.bit_generator.state = self._state
+        return generator
+
+    def _beginning(self) -> dict[str, Any]:
+        """Return the state of ``Philox(seed)``, in lists, which move it three times as fast as arrays."""
+        key = np.random.SeedSequence(self._seed).generate_state(2, np.uint64).tolist()
+        return {
+            "bit_generator": "Philox",
+            "state": {"counter": [0, 0, 0, 0], "key": key},
+            "buffer": [0, 0, 0, 0],
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+
+
+def _streams(seeds: Any) -> list[_Streams]:
+    """Return the streams of each seed."""
+    mover: list[np.random.Generator] = []
+    return [_Streams(seed, mover) for seed in seeds]
 
 
 def check_problem(problem: Any) -> BlockQuadratic:
@@ -1059,7 +1135,8 @@ def _each(value: Any, count: int, what: str) -> Any:
     return [value] * count
 
 
-def _eigenvalues(given: Any, size: Any, top: Any, streams: _Streams, b: int) -> FloatArray:
+def _eigenvalues(given: Any, size: Any, top: Any, streams: list[_Streams], b: int) -> list[FloatArray]:
+    """Return the eigenvalues of block b of each problem: one array for all where none are drawn."""
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Spectrum):
         if size is not None:
             raise ValueError(f"the size is given twice: {shown(given[1])} and {shown(size)}")
@@ -1072,13 +1149,24 @@ def _eigenvalues(given: Any, size: Any, top: Any, streams: _Streams, b: int) -> 
             raise ValueError(f"size must be an integer >= 1, received {shown(size)} for {shown(spectrum)}")
         users = type(spectrum).__module__ != Spectrum.__module__
         if users or spectrum.random:
-            values = spectrum.eigenvalues(int(size), streams(b, _SPECTRUM))
-        else:
-            values = fixed_eigenvalues(spectrum, int(size))
-        if users:
-            values = check_eigenvalues(real_array(values, "eigenvalues"))
-            if values.size != size:
-                raise ValueError(f"{shown(spectrum)} gave {values.size} eigenvalues for size {size}")
+            drawn = [spectrum.eigenvalues(int(size), own(b, _SPECTRUM)) for own in streams]
+            if users:
+                drawn = [_checked_size(values, size, spectrum) for values in drawn]
+            return [_to_top(values, top) for values in drawn]
+        values = fixed_eigenvalues(spectrum, int(size))
+    return [_to_top(values, top)] * len(streams)
+
+
+def _checked_size(values: Any, size: Any, spectrum: Spectrum) -> FloatArray:
+    """Return the eigenvalues that a user's law gave."""
+    values = check_eigenvalues(real_array(values, "eigenvalues"))
+    if values.size != size:
+        raise ValueError(f"{shown(spectrum)} gave {values.size} eigenvalues for size {size}")
+    return values
+
+
+def _to_top(values: FloatArray, top: Any) -> FloatArray:
+    """Return the eigenvalues, multiplied so that the largest is `top`."""
     if top is not None:
         largest = values.max()
         if real_number(top, "top") == 0 or largest == 0:
@@ -1089,24 +1177,59 @@ def _eigenvalues(given: Any, size: Any, top: Any, streams: _Streams, b: int) -> 
     return values
 
 
-def _small_haar_bases(sizes: list[int], bases: Sequence[Any], streams: _Streams) -> dict[int, FloatArray]:
-    """Return the Haar bases of blocks under 64, one call for a size: a call costs more than a small basis."""
+def _small_haar_blocks(
+    eigenvalues: list[list[FloatArray]],
+    bases: Sequence[Any],
+    storages: Sequence[Any],
+    streams: list[_Streams],
+) -> dict[int, list[Block]]:
+    """Return the dense blocks under 64 with Haar bases, of each problem: many in one call of LAPACK.
+
+    A call costs more than a small basis.
+    """
     members: dict[int, list[int]] = {}
-    for b, size in enumerate(sizes):
-        if size < 64 and isinstance(bases[b], str) and bases[b] == "haar":
-            members.setdefault(size, []).append(b)
-    made: dict[int, FloatArray] = {}
+    for b, (values, *_) in enumerate(eigenvalues):
+        haar = isinstance(bases[b], str) and bases[b] == "haar"
+        if haar and values.size < 64 and storages[b] in (None, "dense"):
+            members.setdefault(values.size, []).append(b)
+    made: dict[int, list[Block]] = {b: [] for which in members.values() for b in which}
     for size, which in members.items():
-        gaussians = np.empty((len(which), size, size))
-        for b, gaussian in zip(which, gaussians, strict=True):
-            streams(b, _BASIS).standard_normal(out=gaussian)
-        made |= zip(which, haar_from_gaussian(gaussians), strict=True)
+        at_once = max(1, STACK_ENTRIES // (len(which) * size * size))
+        for begin in range(0, len(streams), at_once):
+            some = streams[begin : begin + at_once]
+            pairs = [(b, k) for k in range(begin, begin + len(some)) for b in which]
+            gaussians = np.empty((len(pairs), size, size))
+            for (b, k), gaussian in zip(pairs, gaussians, strict=True):
+                streams[k](b, _BASIS).standard_normal(out=gaussian)
+            own = [eigenvalues[b][k] for b, k in pairs]
+            vectors = haar_from_gaussian(gaussians)
+            matrices = _matrices(np.array(own), vectors)
+            # The wholes too, so that nobody can write to a block through them.
+            frozen(matrices, vectors)
+            for (b, _), block in zip(pairs, map(DenseBlock, matrices, own, vectors), strict=True):
+                made[b].append(block)
     return made
 
 
-def _block(
-    eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams, b: int, haar: FloatArray | None
-) -> Block:
+def _matrices(eigenvalues: FloatArray, eigenvectors: FloatArray) -> FloatArray:
+    """Return Q diag(values) Q^T, symmetric to the bit, of one block or of each in a stack."""
+    with one_blas_thread(eigenvalues.shape[-1]):
+        matrix = (eigenvectors * eigenvalues[..., None, :]) @ eigenvectors.swapaxes(-1, -2)
+    return (matrix + matrix.swapaxes(-1, -2)) / 2
+
+
+def _blocks(
+    eigenvalues: list[FloatArray], basis: Any, storage: Any, streams: list[_Streams], b: int
+) -> list[Block]:
+    """Return block b of each problem: one for all where nothing of it is drawn."""
+    drawn = isinstance(basis, Householder) or (isinstance(basis, str) and basis == "haar")
+    alike = not drawn and all(values is eigenvalues[0] for values in eigenvalues)
+    count = 1 if alike else len(streams)
+    made = [_block(eigenvalues[k], basis, storage, streams[k], b) for k in range(count)]
+    return made * len(streams) if alike else made
+
+
+def _block(eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams, b: int) -> Block:
     size = eigenvalues.size
     basis = as_basis(basis, size)
     axis = isinstance(basis, str) and basis == "axis"
@@ -1114,12 +1237,11 @@ def _block(
         storage = "diagonal" if axis else "householder" if isinstance(basis, Householder) else "dense"
     if storage == "dense":
         _check_dense_size(size)
-        vectors = haar
-        if vectors is None:
-            # An explicit matrix has just been checked.
-            given = isinstance(basis, np.ndarray)
-            vectors = basis if given else basis_matrix(basis, size, streams(b, _BASIS))
-        return DenseBlock.from_eigen(eigenvalues, vectors)
+        # An explicit matrix has just been checked.
+        given = isinstance(basis, np.ndarray)
+        return DenseBlock.from_eigen(
+            eigenvalues, basis if given else basis_matrix(basis, size, streams(b, _BASIS))
+        )
     if storage == "diagonal" and axis:
         return DiagonalBlock(eigenvalues)
     if storage == "householder" and axis:
@@ -1129,7 +1251,9 @@ def _block(
     raise ValueError(f"storage {shown(storage)} cannot hold the basis {shown(basis)}")
 
 
-def _displacements(blocks: list[Block], gradient_norms: Any, direction: Any, streams: _Streams) -> FloatArray:
+def _displacements(
+    blocks: Sequence[Block], gradient_norms: Any, direction: Any, streams: _Streams
+) -> FloatArray:
     """Return x = H^+ g of the gradient that the directions and the norms describe."""
     sizes = [block.size for block in blocks]
     norms = _each(gradient_norms, len(blocks), "gradient_norms")

@@ -28,13 +28,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -59,6 +60,8 @@ PROBLEM_STATISTICS: dict[str, Callable[[BlockQuadratic], float | None]] = {
     "parameter_weighted": parameter_weighted,
     "mean_jensen_shannon": mean_jensen_shannon,
 }
+#: Problems made together, at most, and the entries of their matrices: what is made may be more than is used.
+MOST_TOGETHER, TOGETHER_ENTRIES = 256, 1 << 16
 
 _OPTIONS = ("basis", "storage", "gradient_norms", "direction", "start", "minimizer")
 _PROBLEM_NAMES = {
@@ -271,10 +274,63 @@ def build_problem(canonical: str) -> BlockQuadratic:
     >>> build_problem('{"blocks":4,"condition_number":100,"hessian_spread":10,"sizes":3}')
     <BlockQuadratic: 12 parameters in 4 blocks, norms 10 to 100>
     """
-    return _problem(json.loads(canonical), seed_of(canonical))
+    return _problems(json.loads(canonical), [seed_of(canonical)])[0]
 
 
-def _problem(options: dict[str, Any], seed: int) -> BlockQuadratic:
+def without_seed(problem: str) -> str:
+    """Return this half of a configuration, canonical JSON, with the value of "seed" cut out.
+
+    Problems for which it is the same have one structure.
+
+    Examples
+    --------
+    >>> without_seed('{"case":"het","seed":12}') == without_seed('{"case":"het","seed":3}')
+    True
+    """
+    before, seed, after = problem.partition('"seed":')
+    return before + seed + after.partition(",")[2]
+
+
+def build_problems(canonicals: Iterable[str]) -> Iterator[BlockQuadratic | Exception]:
+    """Yield what `build_problem` returns or raises for each.
+
+    Small ones in a row that differ in nothing but their seed are made together.
+
+    Examples
+    --------
+    >>> texts = ['{"case":"het","seed":0}', '{"case":"het","seed":1}', '{"case":"cat","seed":1}']
+    >>> [type(made).__name__ for made in build_problems(texts)]
+    ['BlockQuadratic', 'BlockQuadratic', 'ValueError']
+    """
+    for _, group in itertools.groupby(canonicals, without_seed):
+        texts = list(group)
+        options = json.loads(texts[0])
+        # A user's function may take any time. What was cut out may be the seed of a table within.
+        alike = "problem" not in options and "seed" in options and texts[0].count('"seed":') == 1
+        begin, count = 0, 1
+        while begin < len(texts):
+            some = texts[begin : begin + count]
+            made: list[Any]
+            try:
+                made = _problems(json.loads(some[0]), list(map(seed_of, some)))
+            except Exception as error:
+                made = [error] if len(some) == 1 else list(map(_built_or_error, some))
+            yield from made
+            begin += count
+            if alike and isinstance(made[-1], BlockQuadratic):
+                entries = sum(block.size**2 for block in made[-1].blocks)
+                count = max(1, min(MOST_TOGETHER, TOGETHER_ENTRIES // entries))
+
+
+def _built_or_error(canonical: str) -> BlockQuadratic | Exception:
+    try:
+        return build_problem(canonical)
+    except Exception as error:
+        return error
+
+
+def _problems(options: dict[str, Any], seeds: list[int]) -> list[BlockQuadratic]:
+    """Return the problem of these options with each of the seeds; a user's with one."""
     options.pop("seed", None)
     digest = options.pop("problem_digest", None)
     if "problem" in options:
@@ -284,8 +340,9 @@ def _problem(options: dict[str, Any], seed: int) -> BlockQuadratic:
         if ":" not in reference:
             if options:
                 raise ValueError(f"a problem from a file has no {min(options)}")
-            return load(reference)
+            return [load(reference)]
         maker = resolve(reference)
+        (seed,) = seeds
         try:
             inspect.signature(maker).bind(seed=seed, **options)
         except TypeError as error:
@@ -293,7 +350,7 @@ def _problem(options: dict[str, Any], seed: int) -> BlockQuadratic:
         made = maker(seed=seed, **options)
         if not isinstance(made, BlockQuadratic):
             raise ValueError(f"{reference} must return a BlockQuadratic, received {shown(made)}")
-        return made
+        return [made]
     options = {name: decode(value) for name, value in options.items()}
     if "rotation" in options:
         if "basis" in options:
@@ -301,14 +358,20 @@ def _problem(options: dict[str, Any], seed: int) -> BlockQuadratic:
         options["basis"] = bases.Rotation(options.pop("rotation"))
     try:
         if "case" in options:
-            return named_case(options.pop("case"), seed=seed, **options)
+            return named_case(options.pop("case"), seed=seeds, **options)
         if "spectra" in options:
-            return BlockQuadratic.from_spectra(options.pop("spectra"), seed=seed, **options)
-        return block_family(seed=seed, **options)
+            return BlockQuadratic.from_spectra(options.pop("spectra"), seed=seeds, **options)
+        return block_family(seed=seeds, **options)
     except TypeError as error:
         raise ValueError(str(error).split("() ")[-1]) from None
 
 
+@overload
+def block_family(condition_number: float, *, sizes: Any, seed: int = 0, **options: Any) -> BlockQuadratic: ...
+@overload
+def block_family(
+    condition_number: float, *, sizes: Any, seed: Sequence[int], **options: Any
+) -> list[BlockQuadratic]: ...
 def block_family(
     condition_number: float,
     *,
@@ -318,9 +381,9 @@ def block_family(
     gradient_spread: float | None = None,
     correlation: float = 1.0,
     basis: Any = "haar",
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     **options: Any,
-) -> BlockQuadratic:
+) -> BlockQuadratic | list[BlockQuadratic]:
     r"""Return a problem between homogeneous and heterogeneous, at one condition number.
 
     The eigenvalues lie from 1 to :math:`\kappa`. The norms :math:`\|H_b\|` are spaced evenly on a log scale
@@ -348,6 +411,7 @@ def block_family(
     Returns
     -------
     BlockQuadratic
+        Of a sequence of seeds, a list.
 
     Raises
     ------
@@ -380,8 +444,12 @@ def block_family(
             raise ValueError(f"correlation needs gradient_spread, received {correlation} without it")
     else:
         _in_range(gradient_spread, "gradient_spread", 1.0, math.inf)
+        if abs(correlation) != 1.0 and not isinstance(seed, (int, np.integer)):
+            options |= {"hessian_spread": hessian_spread, "gradient_spread": gradient_spread, "basis": basis}
+            options |= {"correlation": correlation, "sizes": sizes}
+            return [block_family(condition_number, seed=one, **options) for one in seed]  # each its own norms
         options["gradient_norms"] = list(
-            gradient_spread ** _correlated(levels - levels.mean(), correlation, seed)
+            gradient_spread ** _correlated(levels - levels.mean(), correlation, seed)  # type: ignore[arg-type]
         )
     laws = [LogUniform(high / within, high) for high in top.tolist()]
     return BlockQuadratic.from_spectra(laws, sizes=sizes, basis=basis, seed=seed, **options)

@@ -41,7 +41,7 @@ from quadlab.engine import MAX_LANE_HESSIAN, MAX_LANES
 from quadlab.problem import BlockQuadratic
 from quadlab.run import Run
 from quadlab.solve import solve_many
-from quadlab.sweep.configuration import Setting, build_problem, build_setting, seed_of
+from quadlab.sweep.configuration import Setting, build_problems, build_setting, seed_of
 from quadlab.sweep.grid import versions
 from quadlab.sweep.store import FAILED, NUMBER, Outcome
 
@@ -126,8 +126,9 @@ def run_pack(pack: list[Group], sender: str, budget: float, first: int | None = 
         while len(outcomes) < len(pack) and spent <= budget:
             batch: list[tuple[BlockQuadratic | Exception, int, list[str]]] = []
             held, start = 0, perf_counter()
-            for text, settings in pack[len(outcomes) : len(outcomes) + most]:
-                problem = _attempt(build_problem, text)
+            some = pack[len(outcomes) : len(outcomes) + most]
+            problems = build_problems(text for text, _ in some)
+            for problem, (text, settings) in zip(problems, some, strict=True):
                 batch.append((problem, seed_of(text), settings))
                 if isinstance(problem, BlockQuadratic):
                     # Not of problem.packed(): to pack all in a row, later, takes less than each by itself.

@@ -31,7 +31,14 @@ import numpy as np
 
 from quadlab import __version__
 from quadlab._arrays import shown
-from quadlab.sweep.configuration import RUN_NAMES, build_problem, build_setting, check_names, expand
+from quadlab.sweep.configuration import (
+    RUN_NAMES,
+    build_problem,
+    build_setting,
+    check_names,
+    expand,
+    without_seed,
+)
 
 #: Raised by one when a configuration would give other numbers than before.
 SCHEMA = 1
@@ -275,8 +282,7 @@ def joined(problem: str, setting: str) -> str:
 
 
 def _structure(problem: str) -> str:
-    before, seed, after = problem.partition('"seed":')
-    return f"{zlib.crc32((before + seed + after.partition(',')[2]).encode()):08x}"
+    return f"{zlib.crc32(without_seed(problem).encode()):08x}"
 
 
 def _hash(half: str) -> str:
