@@ -36,7 +36,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from html import escape
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, NamedTuple, overload
@@ -113,7 +113,8 @@ class Block(Content):
     @cached_property
     def norm(self) -> float:
         """Spectral norm ||H_b||_2, the largest eigenvalue."""
-        return float(self.eigenvalues.max())
+        # Of a few numbers a list tells it sooner.
+        return max(self.eigenvalues.tolist()) if self.size <= 16 else float(self.eigenvalues.max())
 
     @property
     def trace(self) -> float:
@@ -416,6 +417,23 @@ class PackedHessian(NamedTuple):
     structure: bytes | None
     norms: FloatArray
     data: FloatArray
+
+
+@lru_cache(maxsize=64)
+def _layout(
+    storages: tuple[int, ...], sizes: tuple[int, ...], lengths: tuple[int, ...], reflectors: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return all but the numbers of a `PackedHessian`, given what its blocks are and how much each holds."""
+    kinds, offsets = _fixed(storages), _fixed([0, *accumulate(sizes)])
+    return {
+        "kinds": kinds,
+        "offsets": offsets,
+        "data_offsets": _fixed([0, *accumulate(lengths)]),
+        "reflectors": _fixed(reflectors),
+        "kind": storages[0] if len(set(storages)) == 1 else -1,
+        "largest": max(sizes),
+        "structure": None if any(reflectors) else kinds.tobytes() + offsets.tobytes(),
+    }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -904,19 +922,17 @@ class BlockQuadratic(Content):
         Made once, and without a copy where there is a single dense or diagonal block.
         """
         if "packed" not in self.cache:
-            parts = [block.packed() for block in self.blocks]
-            # Found from lists, for a third of what arrays cost: batches of small problems pay it for each.
-            storages = [block.kind for block in self.blocks]
-            kinds = _fixed(storages)
-            reflectors = [len(getattr(block, "reflectors", ())) for block in self.blocks]
+            blocks = self.blocks
+            parts = [block.packed() for block in blocks]
+            # Thousands of small problems have one layout; that of many blocks is not worth its memory.
+            layout = _layout if len(blocks) <= 256 else _layout.__wrapped__
             self.cache["packed"] = PackedHessian(
-                kinds=kinds,
-                offsets=self.offsets,
-                data_offsets=_fixed([0, *accumulate(part.size for part in parts)]),
-                reflectors=_fixed(reflectors),
-                kind=storages[0] if len(set(storages)) == 1 else -1,
-                largest=max(block.size for block in self.blocks),
-                structure=None if any(reflectors) else kinds.tobytes() + self.offsets.tobytes(),
+                **layout(
+                    tuple([block.kind for block in blocks]),
+                    tuple([block.size for block in blocks]),
+                    tuple([part.size for part in parts]),
+                    tuple([len(getattr(block, "reflectors", ())) for block in blocks]),
+                ),
                 norms=self.block_norms,
                 data=self._joined(parts),
             )

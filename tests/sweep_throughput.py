@@ -36,7 +36,7 @@ from quadlab.engine import MAX_LANES
 from quadlab.kernels import entry
 from quadlab.solve import solve_many
 from quadlab.sweep import read_grid, sweep
-from quadlab.sweep.configuration import build_problem, build_setting
+from quadlab.sweep.configuration import build_problem, build_problems, build_setting
 from quadlab.sweep.grid import Grid
 from sweep_helpers import dask_cluster, waiting
 
@@ -66,7 +66,7 @@ def workloads(seeds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def bare(grid: Grid, at_a_time: int, part: int = 0, parts: int = 1) -> None:
+def bare(grid: Grid, at_a_time: int, part: int = 0, parts: int = 1, together: bool = True) -> None:
     """Build and solve so many problems at a time, of one part of all."""
     settings = [build_setting(text) for text in grid.settings]
     of: list[list[int]] = [[] for _ in grid.problems]
@@ -76,7 +76,9 @@ def bare(grid: Grid, at_a_time: int, part: int = 0, parts: int = 1) -> None:
         own = range(part, len(of), parts)
         for begin in range(0, len(own), at_a_time):
             some = own[begin : begin + at_a_time]
-            built = {k: build_problem(grid.problems[k]) for k in some}
+            texts = [grid.problems[k] for k in some]
+            problems = build_problems(texts) if together else map(build_problem, texts)
+            built = dict(zip(some, problems, strict=True))
             runs = [(built[k], settings[j]) for k in some for j in of[k]]
             solve_many(
                 [problem for problem, _ in runs],
@@ -139,6 +141,7 @@ def main() -> None:
                 ways = {
                     "bare": (partial(bare, grid, len(grid)), clock),
                     "cut": (partial(bare, grid, pack), clock),
+                    "loop": (partial(bare, grid, len(grid), together=False), clock),
                     "sweep": (partial(swept, spec, seconds), clock),
                 }
                 if client is not None:
@@ -154,7 +157,8 @@ def main() -> None:
                 print(
                     f"{name}, {len(grid):,} runs, packs of {seconds:g} s or {pack} problems: bare "
                     f"{rates['bare']} runs a second of {told} time; over bare: "
-                    f"cut {over(costs['cut'], costs['bare'])}, sweep {over(costs['sweep'], costs['bare'])}",
+                    f"cut {over(costs['cut'], costs['bare'])}, sweep {over(costs['sweep'], costs['bare'])}; "
+                    f"sweep over problems built one by one {over(costs['sweep'], costs['loop'])}",
                     flush=True,
                 )
                 if client is not None:
