@@ -1,9 +1,10 @@
 """What a sweep costs beside the bare solver: ``python tests/sweep_throughput.py [NAME ...] [--dask N]``.
 
-The same runs, of the same problems built from the same text, are made in three ways:
+The same runs, of the same problems built from the same text, are made in four ways:
 
-- **bare**: all problems are built, then one call of ``solve_many``;
-- **cut**: the same, with as many problems at a time as fill a pack: what cutting alone costs;
+- **bare**: the problems are built one after another, then one call of ``solve_many``;
+- **together**: the same, but those of many seeds are built in one call, as a sweep does;
+- **cut**: this with as many problems at a time as fill a pack: what cutting alone costs;
 - **sweep**: ``sweep`` with a store on disk, from the grid to the table.
 
 What is compared is CPU time, which other work on the machine disturbs less than wall time. With ``--dask N``
@@ -11,8 +12,8 @@ the sweep is also made on a scheduler and N worker processes that talk over TCP;
 that of N processes which make a part of the bare runs each, at once: two threads of one core are slower than
 two cores. The runs of the last workload wait rather than compute, so that scheduler, client and workers have
 the processors they need on any machine; there all is wall time. The ways alternate; what is printed is each
-way's least cost, to which other work on the machine adds least, over that of the bare runs, and in brackets
-the median of the ratios of one round.
+way's least cost, to which other work on the machine adds least, over that of another, and in brackets the
+median of the ratios of one round.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,7 @@ def workloads(seeds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def bare(grid: Grid, at_a_time: int, part: int = 0, parts: int = 1, together: bool = True) -> None:
+def bare(grid: Grid, at_a_time: int = 1 << 60, part: int = 0, parts: int = 1, together: bool = False) -> None:
     """Build and solve so many problems at a time, of one part of all."""
     settings = [build_setting(text) for text in grid.settings]
     of: list[list[int]] = [[] for _ in grid.problems]
@@ -78,7 +79,7 @@ def bare(grid: Grid, at_a_time: int, part: int = 0, parts: int = 1, together: bo
             some = own[begin : begin + at_a_time]
             texts = [grid.problems[k] for k in some]
             problems = build_problems(texts) if together else map(build_problem, texts)
-            built = dict(zip(some, problems, strict=True))
+            built: dict[int, Any] = dict(zip(some, problems, strict=True))
             runs = [(built[k], settings[j]) for k in some for j in of[k]]
             solve_many(
                 [problem for problem, _ in runs],
@@ -92,6 +93,14 @@ def swept(spec: dict[str, Any], pack_seconds: float, executor: Any = None) -> No
     with tempfile.TemporaryDirectory() as folder:
         table = sweep(spec, Path(folder) / "s.sqlite", executor, pack_seconds=pack_seconds, progress=False)
     assert set(table.statuses) == {"converged"}
+
+
+def in_parts(pool: Executor, part: Callable[..., None], parts: int) -> None:
+    list(pool.map(partial(run_part, part), range(parts)))
+
+
+def run_part(bare_of: Callable[..., None], part: int) -> None:
+    bare_of(part=part)
 
 
 def over(costs: list[float], base: list[float]) -> str:
@@ -131,22 +140,24 @@ def main() -> None:
             if not name.startswith(tuple(options.names)):
                 continue
             grid = read_grid(spec)
-            bare(grid, len(grid))
+            bare(grid)
             clock = time.perf_counter if name == WAITING else time.process_time
-            alone = cost(lambda grid=grid: bare(grid, len(grid)), clock)
+            alone = cost(lambda grid=grid: bare(grid, together=True), clock)
             for seconds in options.pack_seconds:
                 pack = max(1, round(seconds / alone * len(grid.problems)))
                 if name not in (WAITING, LARGE):
                     pack = max(pack, 2 * MAX_LANES)
                 ways = {
-                    "bare": (partial(bare, grid, len(grid)), clock),
-                    "cut": (partial(bare, grid, pack), clock),
-                    "loop": (partial(bare, grid, len(grid), together=False), clock),
+                    "bare": (partial(bare, grid), clock),
+                    "together": (partial(bare, grid, together=True), clock),
+                    "cut": (partial(bare, grid, pack, together=True), clock),
                     "sweep": (partial(swept, spec, seconds), clock),
                 }
                 if client is not None:
-                    part = partial(bare, grid, len(grid), parts=options.dask)
-                    ways["parts"] = (lambda f=part: list(pool.map(f, range(options.dask))), time.perf_counter)
+                    for way, together in (("bare parts", False), ("parts", True)):
+                        part = partial(bare, grid, parts=options.dask, together=together)
+                        own = partial(in_parts, pool, part, options.dask)
+                        ways[way] = (own, time.perf_counter)
                     ways["dask"] = (partial(swept, spec, seconds, client), time.perf_counter)
                 costs: dict[str, list[float]] = {way: [] for way in ways}
                 for _ in range(options.rounds):
@@ -155,16 +166,19 @@ def main() -> None:
                 rates = {way: f"{len(grid) / min(values):,.0f}" for way, values in costs.items()}
                 told = "wall" if name == WAITING else "CPU"
                 print(
-                    f"{name}, {len(grid):,} runs, packs of {seconds:g} s or {pack} problems: bare "
-                    f"{rates['bare']} runs a second of {told} time; over bare: "
-                    f"cut {over(costs['cut'], costs['bare'])}, sweep {over(costs['sweep'], costs['bare'])}; "
-                    f"sweep over problems built one by one {over(costs['sweep'], costs['loop'])}",
+                    f"{name}, {len(grid):,} runs, packs of {seconds:g} s or {pack} problems\n"
+                    f"    runs a second of {told} time: bare {rates['bare']}, together {rates['together']}, "
+                    f"sweep {rates['sweep']}; sweep over bare {over(costs['sweep'], costs['bare'])}, "
+                    f"over together {over(costs['sweep'], costs['together'])}, of which cutting "
+                    f"{over(costs['cut'], costs['together'])}",
                     flush=True,
                 )
                 if client is not None:
                     print(
-                        f"    Dask {rates['dask']} runs a second of wall time, {options.dask} bare "
-                        f"processes {rates['parts']}; over theirs: {over(costs['dask'], costs['parts'])}",
+                        f"    {options.dask} processes, of wall time: bare {rates['bare parts']}, together "
+                        f"{rates['parts']}, Dask {rates['dask']}. Dask over bare "
+                        f"{over(costs['dask'], costs['bare parts'])}, over together "
+                        f"{over(costs['dask'], costs['parts'])}",
                         flush=True,
                     )
 
