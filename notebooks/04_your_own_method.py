@@ -74,7 +74,7 @@ def twin(problem, learning_rate, tolerance, beta1=0.9, beta2=0.99):
 
 
 rates = [5e-4, 1e-3, 2e-3]
-problems = [ql.case("het", seed=seed) for seed in range(10)]
+problems = ql.case("het", seed=range(10))
 runs = ql.solve_many([p for p in problems for _ in rates], [Lion(rate) for _ in problems for rate in rates], stop)
 assert all(run.converged for run in runs)
 twins = [twin(run.problem, run.learning_rate, run.tolerance) for run in runs]

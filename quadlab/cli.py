@@ -221,7 +221,7 @@ def _problems(options: argparse.Namespace) -> tuple[list[BlockQuadratic], list[i
 
     if options.problem in CASES:
         seeds = list(range(options.seed, options.seed + options.draws))
-        return [case(options.problem, seed=seed) for seed in seeds], list(seeds)
+        return case(options.problem, seed=seeds), list(seeds)
     path = Path(options.problem)
     if not path.exists():
         raise ValueError(f"no case and no file of that name: {options.problem}; cases: {', '.join(CASES)}")

@@ -182,7 +182,7 @@ def solve_many(
     Examples
     --------
     >>> from quadlab import GD, GradientNorm, case
-    >>> problems = [case("het", seed=s) for s in range(3)]
+    >>> problems = case("het", seed=range(3))
     >>> runs = solve_many(problems, GD("lambda_g"), GradientNorm(1e-3, relative=True))
     >>> [run.status.value for run in runs]
     ['converged', 'converged', 'converged']

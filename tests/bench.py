@@ -281,7 +281,7 @@ def batch_work(case: str, method: str, own_hessian: bool, side: int, cap: int) -
     """
     n, eps = side * side, 1e-3
     if own_hessian:
-        problems = [ql.case(case, seed=seed) for seed in range(n)]
+        problems = ql.case(case, seed=range(n))
     else:
         problem = ql.case(case, seed=0)
         starts = np.random.default_rng(0).standard_normal((n if method == "sign_l1" else side, problem.size))

@@ -37,7 +37,7 @@ def test_every_case(name):
 
 
 def test_starts_are_standard_normal():
-    starts = np.concatenate([case("cnn", seed=seed).start for seed in range(40)])
+    starts = np.concatenate([p.start for p in case("cnn", seed=range(40))])
     assert starts.mean() == pytest.approx(0, abs=0.05) and starts.std() == pytest.approx(1, abs=0.03)
 
 
@@ -59,7 +59,7 @@ def test_changes():
 )
 def test_frozen_adam_condition_of_the_small_cases(name, value):
     draws = 1000
-    median = np.median([frozen_adam_condition(case(name, seed=seed)) for seed in range(draws)])
+    median = np.median(list(map(frozen_adam_condition, case(name, seed=range(draws)))))
     if value is None:  # counts 130 and 131: ln(1e-6) / ln rho
         value = 1 / math.tanh(-math.log(1e-6) / 130.5 / 2)
     assert median == pytest.approx(value, rel=0.15)
@@ -82,7 +82,7 @@ def test_transformer_and_cnn_differ_in_the_arrangement_alone():
 
 def test_transformer_is_easier_for_adam_than_for_gd_and_cnn_is_harder():
     conditions = {
-        name: np.median([frozen_adam_condition(case(name, seed=seed)) for seed in range(10)])
+        name: np.median(list(map(frozen_adam_condition, case(name, seed=range(10)))))
         for name in ("transformer", "cnn")
     }
     assert conditions["transformer"] < 5000 / 2 and conditions["cnn"] > 5000 * 2

@@ -856,7 +856,7 @@ def test_python_does_little_for_each_run_of_a_batch(make, own):
 
 
 def test_a_run_that_is_kept_keeps_no_batch_alive():
-    runs = solve_many([case("het", seed=k) for k in range(40)], GD(1e-4), L1, max_iterations=30)
+    runs = solve_many(case("het", seed=range(40)), GD(1e-4), L1, max_iterations=30)
     reached, left = [], [runs[7]]
     while left:
         item = left.pop()
@@ -1179,7 +1179,7 @@ def test_ctrl_c_in_solve_many(threads, lanes):
     script = f"""
         import time
         from quadlab import Adam, GradientNorm, case, solve_many
-        problems = [case("het", seed=s) for s in range(40)]
+        problems = case("het", seed=range(40))
         method, stop, options = Adam(1e-5), GradientNorm(1e-280), dict(lanes={lanes}, threads={threads})
         solve_many(problems, method, stop, max_iterations=3, **options)
         print("running", flush=True)

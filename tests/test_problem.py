@@ -307,6 +307,103 @@ def test_purposes_have_their_own_streams():
     np.testing.assert_allclose(listed.gradient(listed.start), law.gradient(law.start), atol=1e-13)
 
 
+@pytest.mark.parametrize("seed", [0, 5, 2**200])
+def test_streams_are_those_of_philox(seed):
+    p = from_spectra([[1, 2], [1, 2, 3]], basis="haar", seed=seed)
+    for b, (block, start) in enumerate(zip(p.blocks, p.split(p.start), strict=True)):
+        generator = np.random.Philox(seed)
+        state = generator.state
+        for purpose, size in ((1, (block.size, block.size)), (3, block.size)):
+            state["state"]["counter"] = np.array([0, 0, b, purpose], dtype=np.uint64)
+            generator.state = state
+            drawn = np.random.Generator(generator).standard_normal(size)
+            if purpose == 1:
+                q, r = np.linalg.qr(drawn)
+                np.testing.assert_array_equal(block.eigenvectors, q * np.copysign(1.0, r.diagonal()))
+            else:
+                np.testing.assert_array_equal(start, drawn)
+
+
+# -- several seeds at once
+
+SEEDS = [3, 0, 2**200, 3, *range(10, 90)]
+RANDOM = LogUniform(1, 10, random=True)
+ALIKE: dict[str, dict] = {
+    "all storages": {"spectra": [[3, 1, 2], [0, 5, 7], [1, 10]], "basis": ["haar", "axis", Householder(2)]},
+    "drawn spectra": {"spectra": [RANDOM, LogUniform(1, 9)] * 2, "sizes": [5, 5, 5, 3], "basis": "haar"},
+    "small and large": {"spectra": [LogUniform(1, 9)] * 5, "sizes": [63, 64, 70, 63, 1], "basis": "haar"},
+    "top": {"spectra": [RANDOM, [1, 2, 3]], "sizes": [3, None], "top": [7, 11], "basis": ["axis", "haar"]},
+    "dense axis": {"spectra": [[1, 2], [3, 4]], "basis": ["axis", Rotation(0.3)], "storage": "dense"},
+    "gradients": {
+        "spectra": [[1, 2, 0], [1, 2, 3], [4, 5]], "basis": ["haar", Rotation(0.3), "axis"],
+        "direction": ["isotropic", "sign", "top"], "gradient_norms": [1, 2, 3], "minimizer": np.arange(8.0),
+    },
+    "start": {"spectra": [[1, 2]] * 3, "basis": "haar", "start": range(6), "noise": [1, 2, 3], "name": "n"},
+    "three hundred": {"spectra": [[1, 2]] * 300, "basis": ["haar", "axis", Rotation(0.1)] * 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_each_of_several_seeds_makes_what_it_makes_alone(what):
+    together = from_spectra(seed=SEEDS, **ALIKE[what])
+    for seed, p in zip(SEEDS, together, strict=True):
+        alone = from_spectra(seed=seed, **ALIKE[what])
+        assert p == alone and p.name == alone.name
+        assert p == pickle.loads(pickle.dumps(p))
+        for mine, its in zip(p.packed(), alone.packed(), strict=True):
+            np.testing.assert_array_equal(mine, its)
+        for block in p.blocks:
+            arrays = [value for value in vars(block).values() if isinstance(value, np.ndarray)]
+            assert arrays and not any(array.flags.writeable for array in arrays)
+            assert all(array.flags.c_contiguous for array in arrays)
+            assert not any(array.base.flags.writeable for array in arrays if array.base is not None)
+
+
+def test_sequences_of_seeds():
+    numbers = [p.start.tolist() for p in from_spectra([[1, 2]], seed=[4, 2])]
+    for seeds in ((4, 2), np.array([4, 2]), range(4, 0, -2)):
+        assert [p.start.tolist() for p in from_spectra([[1, 2]], seed=seeds)] == numbers
+    assert from_spectra([[1, 2]], seed=[]) == []
+    one, other = from_spectra([[1, 2]], seed=[None, None])
+    assert one != other
+
+
+def test_problems_of_several_seeds_share_what_is_not_drawn():
+    axis = from_spectra([[1, 2], [3]], basis=[Rotation(0.3), "axis"], seed=range(3))
+    assert axis[0].blocks is axis[1].blocks is axis[2].blocks
+    assert axis[0].start.tolist() != axis[1].start.tolist()
+    assert axis[0].cache is not axis[1].cache
+    some = from_spectra([[1, 2], [3, 4]], basis=["haar", "axis"], seed=range(3))
+    assert some[0].blocks[1] is some[2].blocks[1] and some[0].blocks[0] != some[2].blocks[0]
+
+
+def test_one_of_many_problems_does_not_keep_all_alive():
+    tracemalloc.start()
+    try:
+        kept = from_spectra([LogUniform(1, 9)] * 4, sizes=[8] * 4, basis="haar", seed=range(4000))[1234]
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept.size == 32
+    assert held < peak / 20, f"{held} of {peak} bytes"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seed": [0, -1]}, "seed must be an integer >= 0 or None, received -1"),
+        ({"seed": [0, 1.5]}, "seed must be an integer >= 0 or None, received 1.5"),
+        ({"seed": "01"}, "seed must be an integer >= 0 or None, received '01'"),
+        ({"seed": [0, 1], "spectra": [[1], [-1]]}, "block 1: eigenvalue -1.0 at position 0"),
+        ({"seed": [0, 1], "basis": ["haar", "hear"]}, "block 1: basis must be"),
+        ({"seed": [0, 1], "gradient_norms": [1, -1]}, "block 1: gradient norm must be"),
+    ],
+)
+def test_several_seeds_refuse_what_one_refuses(options, told):
+    with pytest.raises(ValueError, match=told):
+        from_spectra(**{"spectra": [[1, 2], [3]], **options})
+
+
 # -- noise
 
 
@@ -529,4 +626,5 @@ def test_any_problem(specs, seed):
         condition = block.norm / positive.min() if positive.size else 1.0
         assert abs(np.linalg.norm(g) - norm) <= 1e-14 * condition * norm
     assert from_spectra(spectra, **options) == p == pickle.loads(pickle.dumps(p))
+    assert from_spectra(spectra, **{**options, "seed": [1, seed]})[1] == p
     assert from_spectra([Listed(values) for values in spectra], **options) == p

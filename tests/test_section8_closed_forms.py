@@ -27,7 +27,7 @@ def count(kappa):
 
 @pytest.fixture(scope="module")
 def draws():
-    return {name: [case(name, seed=seed) for seed in range(DRAWS)] for name in CASES}
+    return {name: case(name, seed=range(DRAWS)) for name in CASES}
 
 
 def median(problems, quantity):

@@ -25,7 +25,7 @@ STATED = [
 
 @cache
 def draws(name: str) -> list[BlockQuadratic]:
-    return [case(name, seed=seed) for seed in range(DRAWS)]
+    return case(name, seed=range(DRAWS))
 
 
 @pytest.mark.parametrize(("name", "method", "stated"), STATED)

@@ -14,11 +14,17 @@ import pytest
 
 import quadlab as ql
 from quadlab.cli import main
-from quadlab.sweep import engines, estimate, read_grid, sweep
-from quadlab.sweep.configuration import block_family, build_problem, build_setting, seed_of
-from quadlab.sweep.grid import SCHEMA
+from quadlab.sweep import configuration, engines, estimate, read_grid, sweep
+from quadlab.sweep.configuration import (
+    block_family,
+    build_problem,
+    build_problems,
+    build_setting,
+    seed_of,
+)
+from quadlab.sweep.grid import SCHEMA, canonical
 from quadlab.sweep.store import STORE_SCHEMA, Store
-from sweep_helpers import Lion, scaled
+from sweep_helpers import Lion, late, scaled
 from sweep_kills import content, stored
 
 SMALL = {"case": ["het", "hom"], "method": ["gd:lambda_g", "signsgd:lambda_p"], "eps": 1e-2, "seed": range(5)}
@@ -245,6 +251,51 @@ def test_schedules_and_laws():
 def test_seed_is_that_of_the_problem_alone():
     problem = '{"case":"het","seed":1}'
     assert build_problem(problem) == ql.case("het", seed=seed_of(problem))
+
+
+DRAWN = {"LogUniform": {"high": 9, "low": 1, "random": True}}
+SPREAD = {"blocks": 4, "condition_number": 9, "correlation": 0.5, "gradient_spread": 2, "sizes": 2}
+USERS = {**configuration.expand("problem", scaled), "seed": 1}
+HALVES: dict[str, list[dict]] = {
+    "seeds": [{"case": "het", "seed": k} for k in range(300)],
+    "blocks": [{"blocks": 2, "condition_number": 9, "seed": k, "sizes": 1 + k // 3} for k in range(30)],
+    "correlation": [{**SPREAD, "gradient_spread": 2 + k // 5, "seed": k} for k in range(10)],
+    "no seed": [{"case": "het", "noise": k} for k in range(3)],
+    "odd seeds": [{"case": "het", "seed": seed} for seed in ("a,b", "c,b", [1, 2], None, {"seed": 1})],
+    "spectra": [{"basis": "haar", "seed": k, "sizes": [3], "spectra": [DRAWN]} for k in range(9)],
+    "some wrong": [{"case": "het", "noise": 1 - 2 * (k in (4, 5)), "seed": k} for k in range(9)],
+    "all wrong": [{"case": "het", "seed": k, "start": [1]} for k in range(3)],
+    "a user's": [{**USERS, "scale": scale} for scale in (1, 2)],
+    "an edited one": [{**USERS, "problem_digest": "?", "scale": 1}, {"case": "het", "seed": 1}],
+}
+
+
+@pytest.mark.parametrize("what", HALVES)
+def test_problems_made_together_are_those_made_alone(what):
+    texts = list(map(canonical, HALVES[what]))
+    for text, made in zip(texts, build_problems(texts), strict=True):
+        try:
+            alone = build_problem(text)
+        except Exception as error:
+            assert (type(made), str(made)) == (type(error), str(error))
+        else:
+            assert made == alone
+
+
+def test_a_seed_within_a_table_is_not_that_of_the_problem(monkeypatch):
+    """To cut out the one seed in these texts leaves them equal, but they are two problems."""
+    texts = [canonical({"name": {"seed": k}, "spectra": [[1, 2]]}) for k in (1, 2)]
+    monkeypatch.setattr(configuration, "decode", lambda value: str(value) if type(value) is dict else value)
+    assert [p.name for p in build_problems(texts)] == ["{'seed': 1}", "{'seed': 2}"]
+
+
+def test_a_users_problem_is_made_when_it_is_asked_for(tmp_path):
+    flag = tmp_path / "flag"
+    options = {"index": 2, "path": str(flag), **configuration.expand("problem", late)}
+    problems = build_problems([canonical({**options, "seed": k}) for k in range(3)])
+    assert str(next(problems)) == "not yet"
+    flag.touch()
+    assert [type(problem) for problem in problems] == [ql.BlockQuadratic] * 2
 
 
 # -- failed runs ---------------------------------------------------------------------------------------------
