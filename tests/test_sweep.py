@@ -255,6 +255,8 @@ def test_seed_is_that_of_the_problem_alone():
 
 DRAWN = {"LogUniform": {"high": 9, "low": 1, "random": True}}
 SPREAD = {"blocks": 4, "condition_number": 9, "correlation": 0.5, "gradient_spread": 2, "sizes": 2}
+# Where the eigenvalue drawn is below 0.56, the start overflows.
+OVERFLOW = {"gradient_norms": 1e308, "sizes": [1], "spectra": [{"LogUniform": [0.1, 10, True]}]}
 USERS = {**configuration.expand("problem", scaled), "seed": 1}
 HALVES: dict[str, list[dict]] = {
     "seeds": [{"case": "het", "seed": k} for k in range(300)],
@@ -265,6 +267,7 @@ HALVES: dict[str, list[dict]] = {
     "spectra": [{"basis": "haar", "seed": k, "sizes": [3], "spectra": [DRAWN]} for k in range(9)],
     "some wrong": [{"case": "het", "noise": 1 - 2 * (k in (4, 5)), "seed": k} for k in range(9)],
     "all wrong": [{"case": "het", "seed": k, "start": [1]} for k in range(3)],
+    "wrong by seed": [{**OVERFLOW, "seed": k} for k in range(30)],
     "a user's": [{**USERS, "scale": scale} for scale in (1, 2)],
     "an edited one": [{**USERS, "problem_digest": "?", "scale": 1}, {"case": "het", "seed": 1}],
 }
@@ -282,20 +285,21 @@ def test_problems_made_together_are_those_made_alone(what):
             assert made == alone
 
 
-def test_a_seed_within_a_table_is_not_that_of_the_problem(monkeypatch):
-    """To cut out the one seed in these texts leaves them equal, but they are two problems."""
-    texts = [canonical({"name": {"seed": k}, "spectra": [[1, 2]]}) for k in (1, 2)]
+@pytest.mark.parametrize("own", [{}, {"seed": 5}])
+def test_a_seed_within_a_table_is_not_that_of_the_problem(monkeypatch, own):
+    """To cut out the first seed in these texts leaves them equal, but they are four problems."""
+    texts = [canonical({"name": {"seed": k}, "spectra": [[1, 2]], **own}) for k in range(4)]
     monkeypatch.setattr(configuration, "decode", lambda value: str(value) if type(value) is dict else value)
-    assert [p.name for p in build_problems(texts)] == ["{'seed': 1}", "{'seed': 2}"]
+    assert [p.name for p in build_problems(texts)] == [f"{{'seed': {k}}}" for k in range(4)]
 
 
 def test_a_users_problem_is_made_when_it_is_asked_for(tmp_path):
     flag = tmp_path / "flag"
     options = {"index": 2, "path": str(flag), **configuration.expand("problem", late)}
-    problems = build_problems([canonical({**options, "seed": k}) for k in range(3)])
-    assert str(next(problems)) == "not yet"
-    flag.touch()
-    assert [type(problem) for problem in problems] == [ql.BlockQuadratic] * 2
+    problems = build_problems([canonical({**options, "seed": k}) for k in range(4)])
+    for there in (True, False, True, False):
+        flag.touch() if there else flag.unlink()
+        assert isinstance(next(problems), ql.BlockQuadratic if there else RuntimeError)
 
 
 # -- failed runs ---------------------------------------------------------------------------------------------
