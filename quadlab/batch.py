@@ -381,6 +381,15 @@ class Outcome:
         self.firsts, self.finals = np.zeros((n, c.N_QUANTITIES)), np.zeros((n, c.N_QUANTITIES))
         self.points: list[Any] = [None] * n
 
+    def put(self, runs: IntArray, part: Outcome) -> None:
+        """Write what became of some runs to their rows."""
+        places = runs.tolist()
+        for name in ("statuses", "iterations", "tolerances", "peaks", "points"):
+            whole = getattr(self, name)
+            for k, value in zip(places, getattr(part, name), strict=True):
+                whole[k] = value
+        self.accs[runs], self.firsts[runs], self.finals[runs] = part.accs, part.firsts, part.finals
+
 
 # -- one value, or all values --------------------------------------------------------------------------------
 

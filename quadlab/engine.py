@@ -335,22 +335,22 @@ def _collect(s: State, recorded: int, at: Any, record: FloatArray, clock: Any) -
     return done
 
 
-def _run_each(batch: Batch, bar: _Progress, threads: int) -> list[Run]:
+def _run_each(batch: Batch, bar: _Progress, threads: int) -> Outcome:
     outcome = Outcome(batch.size)
     for k in range(batch.size):
         job = batch.job(k)
         s = State.begin(job)
         _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled, threads=threads))
         bar.update(1)
-    return batch.runs(outcome)
+    return outcome
 
 
 # -- lanes ---------------------------------------------------------------------------------------------------
 
 
-def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> list[Run]:
+def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> Outcome:
     """Make the runs of a batch, as lanes where they can share them."""
-    results: list[Any] = [None] * batch.size
+    outcome = Outcome(batch.size)
     with _Progress(batch.size, progress) as bar:
         tasks = list(_tasks(batch, lanes, threads))
         spare = threads if len(tasks) <= 1 else 1  # for the coordinates of a run
@@ -358,9 +358,7 @@ def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> 
         def work(task: tuple[bool, IntArray]) -> None:
             packed, members = task
             part = batch.part(members)
-            runs = _run_lanes(part, bar) if packed else _run_each(part, bar, spare)
-            for k, run in zip(members.tolist(), runs, strict=True):
-                results[k] = run
+            outcome.put(members, _run_lanes(part, bar) if packed else _run_each(part, bar, spare))
 
         if threads == 1 or len(tasks) <= 1:
             for task in tasks:
@@ -374,7 +372,7 @@ def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> 
                     bar.cancelled.set()
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
-    return results
+    return outcome
 
 
 def _tasks(batch: Batch, lanes: bool, threads: int) -> Iterator[tuple[bool, IntArray]]:
@@ -424,7 +422,7 @@ def _width(size: int, runs: int) -> int:
     return max(8, min(width, 8 * math.ceil(runs / 8)))
 
 
-def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
+def _run_lanes(batch: Batch, bar: _Progress) -> Outcome:
     """Make the runs of a batch of one kind as lanes; what is left at the end goes to the single path."""
     from quadlab.kernels import entry
 
@@ -523,7 +521,7 @@ def _run_lanes(batch: Batch, bar: _Progress) -> list[Run]:
         )  # fmt: skip
         _store(outcome, k, job, s, *_iterate(job, s, None, None, bar.cancelled))
         bar.update(1)
-    return batch.runs(outcome)
+    return outcome
 
 
 def _draw(

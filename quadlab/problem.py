@@ -79,7 +79,7 @@ DEFINITE_TOLERANCE = 1e-10
 RANGE_TOLERANCE = 1e-9
 #: The largest block that is written out as a matrix (3.2 GB).
 MAX_DENSE_BLOCK = 20_000
-#: Entries of the bases that are made in one call; a block keeps those made with it in memory.
+#: Entries of the bases that are made in one call: they stay in the cache.
 STACK_ENTRIES = 1 << 13
 
 SCHEMA = "quadlab.problem/1"
@@ -1219,10 +1219,10 @@ def _small_haar_blocks(
                 streams[k](b, _BASIS).standard_normal(out=gaussian)
             own = [eigenvalues[b][k] for b, k in pairs]
             vectors = haar_from_gaussian(gaussians)
-            matrices = _matrices(np.array(own), vectors)
-            # The wholes too, so that nobody can write to a block through them.
-            frozen(matrices, vectors)
-            for (b, _), block in zip(pairs, map(DenseBlock, matrices, own, vectors), strict=True):
+            # Copied, each of its own, so that a block kept keeps no other alive.
+            matrices = map(np.ndarray.copy, _matrices(np.array(own), vectors))
+            several = map(DenseBlock, matrices, own, map(np.ndarray.copy, vectors))
+            for (b, _), block in zip(pairs, several, strict=True):
                 made[b].append(block)
     return made
 

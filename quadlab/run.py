@@ -167,13 +167,29 @@ def read_statistics(
     if not names:
         return [{} for _ in counts]
     table: list[list[float | None]] = []
+    for values, known in statistic_columns(names, acc, counts, peaks, tail_starts).values():
+        pairs = zip(values.tolist(), known.tolist(), strict=True)
+        table.append([value if is_known else None for value, is_known in pairs])
+    return [dict(zip(names, row, strict=True)) for row in zip(*table, strict=True)]
+
+
+def statistic_columns(
+    names: tuple[str, ...],
+    acc: FloatArray,
+    counts: list[int],
+    peaks: list[float],
+    tail_starts: dict[str, list[float]],
+) -> dict[str, tuple[FloatArray, np.ndarray]]:
+    """Return the values of the named statistics, and in which runs an iteration gave one."""
     count, peak = np.array(counts), np.array(peaks)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for name in names:
-            values = STATISTICS[name].value(acc, count, peak).tolist()
-            known = count >= np.array(tail_starts[name]) if name in tail_starts else count > 0
-            table.append([v if k else None for v, k in zip(values, known.tolist(), strict=True)])
-    return [dict(zip(names, row, strict=True)) for row in zip(*table, strict=True)]
+        return {
+            name: (
+                STATISTICS[name].value(acc, count, peak),
+                count >= np.array(tail_starts[name]) if name in tail_starts else count > 0,
+            )
+            for name in names
+        }
 
 
 def read_quantities(wants: list[int], rows: FloatArray) -> list[dict[str, float]]:
@@ -182,12 +198,17 @@ def read_quantities(wants: list[int], rows: FloatArray) -> list[dict[str, float]
     of_any = 0
     for want in set(wants):
         of_any |= want
-    for name, bit in _MEASURED.items():
-        if of_any & bit:
-            for own, want, value in zip(found, wants, QUANTITIES[name](rows).tolist(), strict=True):
-                if want & bit:
-                    own[name] = value
+    for name, values in quantity_columns(of_any, rows).items():
+        bit = _MEASURED[name]
+        for own, want, value in zip(found, wants, values.tolist(), strict=True):
+            if want & bit:
+                own[name] = value
     return found
+
+
+def quantity_columns(want: int, rows: FloatArray) -> dict[str, FloatArray]:
+    """Return by name what the kernels measured at one iteration of runs that all want this."""
+    return {name: QUANTITIES[name](rows) for name, bit in _MEASURED.items() if want & bit}
 
 
 @dataclass(frozen=True)

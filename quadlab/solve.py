@@ -209,7 +209,7 @@ def solve_many(
             except ValueError as error:
                 raise ValueError(f"run {k}: {error}") from None
         raise
-    return run_many(batch, lanes, threads, progress)
+    return batch.runs(run_many(batch, lanes, threads, progress))
 
 
 @dataclass(frozen=True)

@@ -356,7 +356,7 @@ def test_each_of_several_seeds_makes_what_it_makes_alone(what):
             arrays = [value for value in vars(block).values() if isinstance(value, np.ndarray)]
             assert arrays and not any(array.flags.writeable for array in arrays)
             assert all(array.flags.c_contiguous for array in arrays)
-            assert not any(array.base.flags.writeable for array in arrays if array.base is not None)
+            assert all(array.base is None for array in arrays)
 
 
 def test_sequences_of_seeds():
@@ -380,12 +380,12 @@ def test_problems_of_several_seeds_share_what_is_not_drawn():
 def test_one_of_many_problems_does_not_keep_all_alive():
     tracemalloc.start()
     try:
-        kept = from_spectra([LogUniform(1, 9)] * 4, sizes=[8] * 4, basis="haar", seed=range(4000))[1234]
+        kept = from_spectra([LogUniform(1, 9)] * 4, sizes=[12] * 4, basis="haar", seed=range(4000))[1234]
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept.size == 32
-    assert held < peak / 20, f"{held} of {peak} bytes"
+    assert kept.size == 48
+    assert held < peak / 100, f"{held} of {peak} bytes"
 
 
 @pytest.mark.parametrize(
