@@ -23,7 +23,16 @@ from quadlab.kernels import codes as c
 from quadlab.methods import FunctionMethod, Method, check_method
 from quadlab.noise import NoiseStream, check_seed
 from quadlab.problem import BlockQuadratic, check_problem
-from quadlab.run import STATISTICS, STATUS_OF, Run, Trace, read_quantities, read_statistics
+from quadlab.run import (
+    STATISTICS,
+    STATUS_OF,
+    Run,
+    Trace,
+    quantity_columns,
+    read_quantities,
+    read_statistics,
+    statistic_columns,
+)
 from quadlab.steps import Step, check_noise, own_step, resolve
 from quadlab.stopping import Stop, check_stop
 
@@ -322,10 +331,7 @@ class Batch(NamedTuple):
     def runs(self, outcome: Outcome, trace: Trace | None = None, state: Any = None) -> list[Run]:
         """Return the runs from what the kernels left; the trace and the state are those of a single run."""
         wants = self.codes[:, WANT].tolist()
-        tails = {
-            "tail_gap": self.params[:, c.P_TAIL_GAP].tolist(),
-            "tail_displacement": self.params[:, c.P_TAIL_DISPLACEMENT].tolist(),
-        }
+        tails = self._tails()
         # What is seldom not at its default.
         others: dict[str, list[Any]] = {}
         for name, starts in tails.items():
@@ -355,6 +361,38 @@ class Batch(NamedTuple):
             ),
             **others,
         )
+
+    def numbers(self, outcome: Outcome, runs: slice) -> dict[str, Any]:
+        """Return in columns the numbers of some runs that share method, stop and step rule.
+
+        They are those of `runs` to the bit, NaN for None; a quantity at the start is ``initial_...``, one at
+        the end ``final_...``, and the constant step ``resolved_learning_rate``.
+        """
+        want, constant = int(self.codes[runs.start, WANT]), self.codes[runs.start, RULE] == c.CONSTANT
+        rates = self.params[runs, c.P_RATE]
+        numbers: dict[str, Any] = {
+            "iterations": outcome.iterations[runs],
+            "resolved_learning_rate": rates if constant else np.full_like(rates, np.nan),
+            "tolerance": outcome.tolerances[runs],
+        }
+        for when, rows in (("initial_", outcome.firsts), ("final_", outcome.finals)):
+            for name, values in quantity_columns(want, rows[runs]).items():
+                numbers[when + name] = values
+        found = statistic_columns(
+            self.statistics,
+            outcome.accs[runs],
+            outcome.iterations[runs],
+            outcome.peaks[runs],
+            self._tails(runs),
+        )
+        return numbers | {name: np.where(known, values, np.nan) for name, (values, known) in found.items()}
+
+    def _tails(self, runs: slice = slice(None)) -> dict[str, list[float]]:
+        """Return the first iterations of the statistics that have one."""
+        return {
+            "tail_gap": self.params[runs, c.P_TAIL_GAP].tolist(),
+            "tail_displacement": self.params[runs, c.P_TAIL_DISPLACEMENT].tolist(),
+        }
 
 
 class Outcome:

@@ -107,9 +107,9 @@ def test_packs_fill_the_lanes_to_the_end():
 def test_the_cost_of_a_run_is_found_out_by_the_worker(monkeypatch):
     batches, real = [], engines._run_batch
 
-    def counted(batch, start):
-        batches.append(len(batch))
-        return real(batch, start)
+    def counted(problems, groups, start):
+        batches.append(len(groups))
+        return real(problems, groups, start)
 
     monkeypatch.setattr(engines, "_run_batch", counted)
     assert len(engines.run_pack(PACK, versions(), 100.0, 1).outcomes) == len(PACK)

@@ -45,7 +45,7 @@ from quadlab.cases import case as named_case
 from quadlab.heterogeneity import gradient_weighted, mean_jensen_shannon, parameter_weighted
 from quadlab.methods import METHODS, Method, UserMethod, split_method
 from quadlab.problem import BlockQuadratic, load
-from quadlab.run import STATISTICS, Run
+from quadlab.run import STATISTICS
 from quadlab.spectra import LogUniform
 from quadlab.stopping import Gap, GradientNorm, Stop
 
@@ -487,13 +487,6 @@ class Setting:
     def noisy(self, problem: BlockQuadratic) -> BlockQuadratic:
         """Return the problem with the run's gradient noise; its own where the run names none."""
         return problem.with_noise(**self.noise) if self.noise else problem
-
-    def completed(self, result: Run | Exception) -> Run | Exception:
-        """Return a run with the statistics of its problem among its own; an error as it is."""
-        if isinstance(result, Run):
-            for name in self.problem_statistics:
-                result.statistics[name] = PROBLEM_STATISTICS[name](result.problem)
-        return result
 
 
 #: Name -> argument of `BlockQuadratic.with_noise`.

@@ -25,10 +25,11 @@ import pickle
 import signal
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
@@ -37,11 +38,17 @@ import numpy as np
 
 from quadlab._arrays import shown
 from quadlab.bases import one_blas_thread
-from quadlab.engine import MAX_LANE_HESSIAN, MAX_LANES
+from quadlab.batch import Batch, Column
+from quadlab.engine import MAX_LANE_HESSIAN, MAX_LANES, run_many
 from quadlab.problem import BlockQuadratic
-from quadlab.run import Run
-from quadlab.solve import solve_many
-from quadlab.sweep.configuration import Setting, build_problems, build_setting, seed_of
+from quadlab.run import STATUS_OF
+from quadlab.sweep.configuration import (
+    PROBLEM_STATISTICS,
+    Setting,
+    build_problems,
+    build_setting,
+    seed_of,
+)
 from quadlab.sweep.grid import versions
 from quadlab.sweep.store import FAILED, NUMBER, Outcome
 
@@ -58,6 +65,9 @@ DEATHS = 2
 
 #: One problem and its runs, both halves of a configuration as canonical JSON.
 Group = tuple[str, list[str]]
+#: What became of a run, but for its seconds.
+_Ending = tuple[str, str, bytes, str | None]
+_WORD = {code: str(status) for code, status in STATUS_OF.items()}
 
 
 # -- in the worker -------------------------------------------------------------------------------------------
@@ -124,12 +134,11 @@ def run_pack(pack: list[Group], sender: str, budget: float, first: int | None = 
     lanes, most, spent = False, first or len(pack), 0.0
     with _INSIDE:
         while len(outcomes) < len(pack) and spent <= budget:
-            batch: list[tuple[BlockQuadratic | Exception, int, list[str]]] = []
             held, start = 0, perf_counter()
             some = pack[len(outcomes) : len(outcomes) + most]
-            problems = build_problems(text for text, _ in some)
-            for problem, (text, settings) in zip(problems, some, strict=True):
-                batch.append((problem, seed_of(text), settings))
+            problems: list[BlockQuadratic | Exception] = []
+            for problem in build_problems(text for text, _ in some):
+                problems.append(problem)
                 if isinstance(problem, BlockQuadratic):
                     # Not of problem.packed(): to pack all in a row, later, takes less than each by itself.
                     entries = sum(block.packed().size for block in problem.blocks)
@@ -137,7 +146,7 @@ def run_pack(pack: list[Group], sender: str, budget: float, first: int | None = 
                     held += 24 * entries + 1000
                 if held > BATCH_BYTES or (not lanes and perf_counter() - start > budget):
                     break
-            outcomes += _run_batch(batch, start)
+            outcomes += _run_batch(problems, some[: len(problems)], start)
             spent = perf_counter() - begin
             affordable = (budget - spent) / spent * len(outcomes)
             most = max(1, min(GROWTH * most, math.ceil(affordable)))
@@ -148,101 +157,103 @@ def _run_pickled(pack: bytes, *arguments: Any) -> PackResult:
     return run_pack(pickle.loads(pack), *arguments)
 
 
-def _attempt(function: Callable[[Any], Any], argument: Any) -> Any:
-    try:
-        return function(argument)
-    except Exception as error:
-        return error
-
-
-def _run_batch(batch: list[tuple[Any, int, list[str]]], start: float) -> list[list[Outcome]]:
-    of: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)  # the problems of each setting
-    for problem, seed, texts in batch:
+def _run_batch(
+    problems: list[BlockQuadratic | Exception], groups: list[Group], start: float
+) -> list[list[Outcome]]:
+    """Return what became of the runs of each group on its problem, those of one structure run together."""
+    places: defaultdict[str, list[int]] = defaultdict(list)  # of each setting: its problems
+    for k, (_, texts) in enumerate(groups):
         for text in texts:
-            of[text].append((problem, seed))
-    results: dict[str, list[Any]] = {}
-    together: dict[tuple[str, ...], list[tuple[str, Setting]]] = {}
-    for text, problems in of.items():
-        setting = _attempt(build_setting, text)
-        if isinstance(setting, Setting):
-            together.setdefault(setting.statistics, []).append((text, setting))
+            places[text].append(k)
+    bad = {k: _failed(problem) for k, problem in enumerate(problems) if isinstance(problem, Exception)}
+    seeds = [seed_of(text) for text, _ in groups]
+    endings: dict[str, list[_Ending]] = {}
+    together: defaultdict[tuple[str, ...], list[tuple[str, Setting]]] = defaultdict(list)
+    for text, own in places.items():
+        try:
+            setting = build_setting(text)
+        except Exception as error:
+            endings[text] = [_failed(error)] * len(own)
         else:
-            results[text] = [setting] * len(problems)
-    for statistics, members in together.items():
-        jobs = [
-            (problem, seed, setting)
-            for text, setting in members
-            for problem, seed in of[text]
-            if isinstance(problem, BlockQuadratic)
-        ]
-        solved = iter(_solve(jobs, statistics))
-        for text, setting in members:
-            results[text] = [
-                next(solved) if isinstance(problem, BlockQuadratic) else problem for problem, _ in of[text]
-            ]
-            if setting.problem_statistics:
-                results[text] = [_attempt(setting.completed, result) for result in results[text]]
-    share = (perf_counter() - start) / max(1, sum(map(len, results.values())))
-    outcomes = {text: iter(_outcomes(of_one, share)) for text, of_one in results.items()}
-    return [[next(outcomes[text]) for text in texts] for *_, texts in batch]
+            together[setting.statistics].append((text, setting))
+    for members in together.values():
+        jobs = [(setting, [k for k in places[text] if k not in bad]) for text, setting in members]
+        for (text, _), solved in zip(members, _solve(jobs, problems, seeds), strict=True):
+            good = iter(solved)
+            endings[text] = [bad.get(k) or next(good) for k in places[text]] if bad else solved
+    share = (perf_counter() - start) / max(1, sum(map(len, places.values())))
+    ended = {text: iter(of_one) for text, of_one in endings.items()}
+    return [[(*next(ended[text]), share) for text in texts] for _, texts in groups]
 
 
 def _solve(
-    jobs: list[tuple[BlockQuadratic, int, Setting]], statistics: tuple[str, ...]
-) -> list[Run | Exception]:
-    """Run the jobs together; where one cannot be run, each alone, so that it fails alone."""
+    jobs: list[tuple[Setting, list[int]]], problems: list[Any], seeds: list[int]
+) -> list[list[_Ending]]:
+    """Run each setting on the problems at its places, all together; where one cannot be run, each alone."""
     try:
-        return list(
-            solve_many(
-                [setting.noisy(problem) for problem, _, setting in jobs],
-                [setting.method for *_, setting in jobs],
-                [setting.stop for *_, setting in jobs],
-                max_iterations=[setting.max_iterations for *_, setting in jobs],
-                noise_seed=[seed for _, seed, _ in jobs],
-                statistics=statistics,
-                progress=False,
-            )
-        )
+        return list(_solve_together(jobs, problems, seeds))
     except Exception as error:
-        if len(jobs) == 1:
-            text = str(error).removeprefix("run 0: ")
-            return [type(error)(text) if type(error) is ValueError else error]
-        return [_solve([job], statistics)[0] for job in jobs]
+        if sum(len(own) for _, own in jobs) == 1:
+            return [[_failed(error)] * len(own) for _, own in jobs]
+        return [[_solve([(setting, [k])], problems, seeds)[0][0] for k in own] for setting, own in jobs]
 
 
-def _outcomes(results: list[Run | Exception], seconds: float) -> list[Outcome]:
-    """Return what became of the runs of one setting."""
-    names, numbers = _numbers([result for result in results if isinstance(result, Run)])
-    rows = iter(numbers)
-    return [
-        (str(result.status), names, next(rows), None, seconds)
-        if isinstance(result, Run)
-        else (FAILED, "", b"", _told(result), seconds)
-        for result in results
-    ]
+def _solve_together(
+    jobs: list[tuple[Setting, list[int]]], problems: list[Any], seeds: list[int]
+) -> Iterator[list[_Ending]]:
+    counts = [len(own) for _, own in jobs]
+    which = np.repeat(np.arange(len(jobs)), counts)
+    places = np.array([k for _, own in jobs for k in own], dtype=np.int64)
+    of_run = Column(problems, places)
+    if any(setting.noise for setting, _ in jobs):
+        noisy = [setting.noisy(problems[k]) for setting, own in jobs for k in own]
+        of_run = Column(noisy, np.arange(places.size))
+    settings = [setting for setting, _ in jobs]
+    none = Column([0.0], np.zeros_like(places))
+    batch = Batch.make(
+        settings[0].statistics,
+        problems=of_run.used(),
+        methods=Column([setting.method for setting in settings], which),
+        stop=Column([setting.stop for setting in settings], which),
+        max_iterations=Column([setting.max_iterations for setting in settings], which),
+        tail_gap_start=none,
+        tail_displacement_start=none,
+        noise_seed=Column(seeds, places),
+    )
+    outcome = run_many(batch, lanes=True, threads=1, progress=False)
+    ends = np.cumsum(counts).tolist()
+    for setting, begin, end in zip(settings, [0, *ends], ends, strict=False):
+        runs = slice(begin, end)
+        of_problem: dict[str, list[float | None]] = {name: [] for name in setting.problem_statistics}
+        failed: dict[int, _Ending] = {}
+        for run in range(begin, end) if of_problem else ():
+            for name, values in of_problem.items():
+                values.append(None)
+                try:
+                    values[-1] = PROBLEM_STATISTICS[name](batch.problems.at(run))
+                except Exception as error:
+                    failed.setdefault(run - begin, _failed(error))
+        names, numbers = _packed(batch.numbers(outcome, runs), of_problem)
+        words = map(_WORD.__getitem__, outcome.statuses[runs])
+        errors: Iterator[str | None] = repeat(None)
+        endings = list(zip(words, repeat(names), numbers, errors, strict=False))
+        for k, ending in failed.items():
+            endings[k] = ending
+        yield endings
 
 
-def _numbers(runs: list[Run]) -> tuple[str, list[bytes]]:
-    """Return the names and the numbers of runs of one setting as the store keeps them."""
-    if not runs:
-        return "", []
-    columns: dict[str, list[float | None]] = {
-        "iterations": [run.iterations for run in runs],
-        "resolved_learning_rate": [run.learning_rate for run in runs],
-        "tolerance": [run.tolerance for run in runs],
-    }
-    tables: list[tuple[str, list[Any]]] = [
-        ("initial_", [run.initial for run in runs]),
-        ("final_", [run.final for run in runs]),
-        ("", [run.statistics for run in runs]),
-    ]
-    for prefix, of_runs in tables:
-        columns |= {prefix + name: [table[name] for table in of_runs] for name in of_runs[0]}
+def _packed(columns: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, list[bytes]]:
+    """Return the names and the numbers of runs as the store keeps them, given columns of equal length."""
+    columns = {**columns, **others}
     names = sorted(columns)
     table = np.array([columns[name] for name in names], dtype=NUMBER)  # None becomes NaN
     table[~np.isfinite(table)] = np.nan
     data, width = table.T.tobytes(), table.itemsize * len(names)
     return ",".join(names), [data[begin : begin + width] for begin in range(0, len(data), width)]
+
+
+def _failed(error: Exception) -> _Ending:
+    return FAILED, "", b"", _told(error)
 
 
 def _told(error: Exception) -> str:
