@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from html import escape
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple, TypeGuard, overload
 
 import numpy as np
 
@@ -79,8 +79,8 @@ DEFINITE_TOLERANCE = 1e-10
 RANGE_TOLERANCE = 1e-9
 #: The largest block that is written out as a matrix (3.2 GB).
 MAX_DENSE_BLOCK = 20_000
-#: Entries of the bases that are made in one call: they stay in the cache.
-STACK_ENTRIES = 1 << 13
+#: Entries of the bases that are made in one call.
+STACK_ENTRIES = 1 << 16
 
 SCHEMA = "quadlab.problem/1"
 DIRECTIONS = ("isotropic", "top", "bottom", "sign")
@@ -114,7 +114,8 @@ class Block(Content):
     def norm(self) -> float:
         """Spectral norm ||H_b||_2, the largest eigenvalue."""
         # Of a few numbers a list tells it sooner.
-        return max(self.eigenvalues.tolist()) if self.size <= 16 else float(self.eigenvalues.max())
+        values = self.eigenvalues
+        return (max(values.tolist()) if values.size <= 16 else float(values.max())) or 0.0  # not -0
 
     @property
     def trace(self) -> float:
@@ -601,8 +602,10 @@ class BlockQuadratic(Content):
         )
         bases = _each(basis, count, "basis")
         storages = _each(storage, count, "storage")
-        several = _is_list(seed) or isinstance(seed, range)
-        streams = _streams(seed if several else [seed])
+        several = is_several(seed)
+        mover: list[np.random.Generator] = []
+        seeds: Any = seed if several else [seed]
+        streams = [_Streams(one, mover) for one in seeds]
         if not streams:
             return []
         try:
@@ -615,13 +618,12 @@ class BlockQuadratic(Content):
                 blocks.append(made.get(b) or _blocks(values, bases[b], storages[b], streams, b))
         except ValueError as error:
             raise ValueError(f"block {b}: {error}") from None
-        # Where no block is drawn, all problems have the same: they share H.
-        alike = all(of_each[0] is of_each[-1] for of_each in blocks)
-        each = [tuple(own) for own in zip(*blocks, strict=True)]
-        problems = cls._assemble(
-            each[:1] * len(streams) if alike else each,
-            streams, start, minimizer, gradient_norms, direction, noise, name,
-        )  # fmt: skip
+        if all([of_each[0] is of_each[-1] for of_each in blocks]):
+            # One problem, or several of which no block is drawn: they share H.
+            each = [tuple([of_each[0] for of_each in blocks])] * len(streams)
+        else:
+            each = list(zip(*blocks, strict=True))
+        problems = cls._assemble(each, streams, start, minimizer, gradient_norms, direction, noise, name)
         return problems if several else problems[0]
 
     @classmethod
@@ -1083,18 +1085,14 @@ class _Streams:
     """
 
     def __init__(self, seed: int | None, mover: list[np.random.Generator] | None = None) -> None:
-        if seed is not None and (
-            isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0
-        ):
-            raise ValueError(f"seed must be an integer >= 0 or None, received {shown(seed)}")
-        self._seed = seed
+        self._seed = check_problem_seed(seed)
         #: The generator, made when the first number is drawn, for all seeds of a call.
         self._mover = [] if mover is None else mover
         self._state: dict[str, Any] | None = None
 
     def __call__(self, block: int, purpose: int) -> np.random.Generator:
         if not self._mover:
-            self._mover.append(np.random.Generator(np.random.Philox(0)))
+            self._mover.append(np.random.Generator(np.random.Philox(key=0)))
         generator = self._mover[0]
         if self._state is None:
             self._state = self._beginning()
@@ -1115,10 +1113,16 @@ class _Streams:
         }
 
 
-def _streams(seeds: Any) -> list[_Streams]:
-    """Return the streams of each seed."""
-    mover: list[np.random.Generator] = []
-    return [_Streams(seed, mover) for seed in seeds]
+def check_problem_seed(seed: Any) -> int | None:
+    """Return `seed` if a problem can have it, else raise ValueError."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise ValueError(f"seed must be an integer >= 0 or None, received {shown(seed)}")
+    return None if seed is None else int(seed)
+
+
+def is_several(seed: Any) -> TypeGuard[Sequence[Any]]:
+    """Return whether these are the seeds of several problems."""
+    return isinstance(seed, range) or _is_list(seed)
 
 
 def check_problem(problem: Any) -> BlockQuadratic:
@@ -1165,32 +1169,27 @@ def _eigenvalues(given: Any, size: Any, top: Any, streams: list[_Streams], b: in
             raise ValueError(f"size must be an integer >= 1, received {shown(size)} for {shown(spectrum)}")
         users = type(spectrum).__module__ != Spectrum.__module__
         if users or spectrum.random:
-            drawn = [spectrum.eigenvalues(int(size), own(b, _SPECTRUM)) for own in streams]
-            if users:
-                drawn = [_checked_size(values, size, spectrum) for values in drawn]
-            return [_to_top(values, top) for values in drawn]
+            drawn = []
+            for own in streams:
+                values = spectrum.eigenvalues(int(size), own(b, _SPECTRUM))
+                if users:  # it may give the same array again
+                    values = check_eigenvalues(real_array(values, "eigenvalues"))
+                    if values.size != size:
+                        raise ValueError(f"{shown(spectrum)} gave {values.size} eigenvalues for size {size}")
+                drawn.append(values if top is None else _to_top(values, top))
+            return drawn
         values = fixed_eigenvalues(spectrum, int(size))
-    return [_to_top(values, top)] * len(streams)
-
-
-def _checked_size(values: Any, size: Any, spectrum: Spectrum) -> FloatArray:
-    """Return the eigenvalues that a user's law gave."""
-    values = check_eigenvalues(real_array(values, "eigenvalues"))
-    if values.size != size:
-        raise ValueError(f"{shown(spectrum)} gave {values.size} eigenvalues for size {size}")
-    return values
+    return [values if top is None else _to_top(values, top)] * len(streams)
 
 
 def _to_top(values: FloatArray, top: Any) -> FloatArray:
     """Return the eigenvalues, multiplied so that the largest is `top`."""
-    if top is not None:
-        largest = values.max()
-        if real_number(top, "top") == 0 or largest == 0:
-            raise ValueError(
-                f"a spectrum with largest eigenvalue {largest:g} cannot be rescaled to top {shown(top)}"
-            )
-        values = values / largest * float(top)  # in this order the largest is `top` exactly
-    return values
+    largest = values.max()
+    if real_number(top, "top") == 0 or largest == 0:
+        raise ValueError(
+            f"a spectrum with largest eigenvalue {largest:g} cannot be rescaled to top {shown(top)}"
+        )
+    return values / largest * float(top)  # in this order the largest is `top` exactly
 
 
 def _small_haar_blocks(
@@ -1204,25 +1203,26 @@ def _small_haar_blocks(
     A call costs more than a small basis.
     """
     members: dict[int, list[int]] = {}
-    for b, (values, *_) in enumerate(eigenvalues):
-        haar = isinstance(bases[b], str) and bases[b] == "haar"
-        if haar and values.size < 64 and storages[b] in (None, "dense"):
-            members.setdefault(values.size, []).append(b)
+    for b, basis in enumerate(bases):
+        if isinstance(basis, str) and basis == "haar" and storages[b] in (None, "dense"):
+            size = eigenvalues[b][0].size
+            if size < 64:
+                members.setdefault(size, []).append(b)
     made: dict[int, list[Block]] = {b: [] for which in members.values() for b in which}
     for size, which in members.items():
-        at_once = max(1, STACK_ENTRIES // (len(which) * size * size))
-        for begin in range(0, len(streams), at_once):
-            some = streams[begin : begin + at_once]
-            pairs = [(b, k) for k in range(begin, begin + len(some)) for b in which]
-            gaussians = np.empty((len(pairs), size, size))
-            for (b, k), gaussian in zip(pairs, gaussians, strict=True):
+        pairs = [(b, k) for k in range(len(streams)) for b in which]
+        at_once = max(1, STACK_ENTRIES // (size * size))
+        for begin in range(0, len(pairs), at_once):
+            some = pairs[begin : begin + at_once]
+            gaussians = np.empty((len(some), size, size))
+            for (b, k), gaussian in zip(some, gaussians, strict=True):
                 streams[k](b, _BASIS).standard_normal(out=gaussian)
-            own = [eigenvalues[b][k] for b, k in pairs]
+            own = [eigenvalues[b][k] for b, k in some]
             vectors = haar_from_gaussian(gaussians)
             # Copied, each of its own, so that a block kept keeps no other alive.
             matrices = map(np.ndarray.copy, _matrices(np.array(own), vectors))
             several = map(DenseBlock, matrices, own, map(np.ndarray.copy, vectors))
-            for (b, _), block in zip(pairs, several, strict=True):
+            for (b, _), block in zip(some, several, strict=True):
                 made[b].append(block)
     return made
 
@@ -1238,6 +1238,8 @@ def _blocks(
     eigenvalues: list[FloatArray], basis: Any, storage: Any, streams: list[_Streams], b: int
 ) -> list[Block]:
     """Return block b of each problem: one for all where nothing of it is drawn."""
+    if len(streams) == 1:
+        return [_block(eigenvalues[0], basis, storage, streams[0], b)]
     drawn = isinstance(basis, Householder) or (isinstance(basis, str) and basis == "haar")
     alike = not drawn and all(values is eigenvalues[0] for values in eigenvalues)
     count = 1 if alike else len(streams)

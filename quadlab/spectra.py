@@ -43,6 +43,8 @@ class Spectrum:
     def eigenvalues(self, size: int, rng: np.random.Generator | None = None) -> FloatArray:
         """Return `size` eigenvalues, ascending (`Listed`: as listed).
 
+        They must depend on these two arguments alone: blocks may be made in any order.
+
         Parameters
         ----------
         size : int

@@ -377,6 +377,23 @@ def test_problems_of_several_seeds_share_what_is_not_drawn():
     assert some[0].blocks[1] is some[2].blocks[1] and some[0].blocks[0] != some[2].blocks[0]
 
 
+def test_a_users_law_may_give_the_same_array_again():
+    class Reused(Spectrum):
+        values = np.empty(3)
+
+        def eigenvalues(self, size, rng=None):
+            self.values[:] = rng.uniform(1.0, 2.0, size)
+            return self.values
+
+    for k, p in enumerate(from_spectra([Reused()] * 2, sizes=[3, 3], seed=range(3))):
+        assert p == from_spectra([Reused()] * 2, sizes=[3, 3], seed=k)
+
+
+def test_no_norm_is_minus_zero():
+    p = from_spectra([[-0.0, 0.0], [0.0, -0.0], -np.zeros(20)], start=np.ones(24))
+    assert not np.signbit(p.block_norms).any()
+
+
 def test_one_of_many_problems_does_not_keep_all_alive():
     tracemalloc.start()
     try:

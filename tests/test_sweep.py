@@ -160,6 +160,18 @@ def test_block_family_refuses(changes, told):
         block_family(**{"condition_number": 10, "sizes": 3, "blocks": 4, "seed": 0, **changes})
 
 
+@pytest.mark.parametrize("correlation", [-0.3, 1])
+def test_block_family_of_several_seeds(correlation):
+    options = {"sizes": 2, "blocks": 5, "gradient_spread": 3, "correlation": correlation}
+    for seeds in ([3, 0, 3], range(2), np.array([7]), []):
+        problems = block_family(100, seed=seeds, **options)
+        assert problems == [block_family(100, seed=int(seed), **options) for seed in seeds]
+    assert block_family(100, seed=None, **options) != block_family(100, seed=None, **options)
+    for wrong in ("12", [[1, 2]], 2.5, -1, [1, -1], {1: 2}):
+        with pytest.raises(ValueError, match=r"seed must be an integer >= 0 or None, received"):
+            block_family(100, seed=wrong, **options)
+
+
 @pytest.mark.parametrize("spread", [1.0, 7.0, 100.0])
 @pytest.mark.parametrize("correlation", [-1, -0.3, 0, 0.8, 1])
 def test_block_family_is_what_it_says(spread, correlation):
@@ -276,6 +288,7 @@ HALVES: dict[str, list[dict]] = {
 @pytest.mark.parametrize("what", HALVES)
 def test_problems_made_together_are_those_made_alone(what):
     texts = list(map(canonical, HALVES[what]))
+    texts += ["{", texts[0]]
     for text, made in zip(texts, build_problems(texts), strict=True):
         try:
             alone = build_problem(text)

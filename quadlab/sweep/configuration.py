@@ -44,7 +44,7 @@ from quadlab._arrays import shown
 from quadlab.cases import case as named_case
 from quadlab.heterogeneity import gradient_weighted, mean_jensen_shannon, parameter_weighted
 from quadlab.methods import METHODS, Method, UserMethod, split_method
-from quadlab.problem import BlockQuadratic, load
+from quadlab.problem import BlockQuadratic, check_problem_seed, is_several, load
 from quadlab.run import STATISTICS
 from quadlab.spectra import LogUniform
 from quadlab.stopping import Gap, GradientNorm, Stop
@@ -303,16 +303,15 @@ def build_problems(canonicals: Iterable[str]) -> Iterator[BlockQuadratic | Excep
     ['BlockQuadratic', 'BlockQuadratic', 'ValueError']
     """
     for _, group in itertools.groupby(canonicals, without_seed):
-        texts = list(group)
-        options = json.loads(texts[0])
-        # A user's function may take any time. What was cut out may be the seed of a table within.
-        alike = "problem" not in options and "seed" in options and texts[0].count('"seed":') == 1
-        begin, count = 0, 1
+        texts, begin, count, alike = list(group), 0, 1, False
         while begin < len(texts):
             some = texts[begin : begin + count]
             made: list[Any]
             try:
-                made = _problems(json.loads(some[0]), list(map(seed_of, some)))
+                options = json.loads(some[0])
+                # A user's function may take any time. What was cut out may be the seed of a table within.
+                alike = "problem" not in options and "seed" in options and some[0].count('"seed":') == 1
+                made = _problems(options, list(map(seed_of, some)))
             except Exception as error:
                 made = [error] if len(some) == 1 else list(map(_built_or_error, some))
             yield from made
@@ -381,7 +380,7 @@ def block_family(
     gradient_spread: float | None = None,
     correlation: float = 1.0,
     basis: Any = "haar",
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | None = 0,
     **options: Any,
 ) -> BlockQuadratic | list[BlockQuadratic]:
     r"""Return a problem between homogeneous and heterogeneous, at one condition number.
@@ -444,24 +443,27 @@ def block_family(
             raise ValueError(f"correlation needs gradient_spread, received {correlation} without it")
     else:
         _in_range(gradient_spread, "gradient_spread", 1.0, math.inf)
-        if abs(correlation) != 1.0 and not isinstance(seed, (int, np.integer)):
+        if abs(correlation) != 1.0 and is_several(seed):
             options |= {"hessian_spread": hessian_spread, "gradient_spread": gradient_spread, "basis": basis}
             options |= {"correlation": correlation, "sizes": sizes}
-            return [block_family(condition_number, seed=one, **options) for one in seed]  # each its own norms
+            return [
+                block_family(condition_number, seed=one, **options) for one in map(check_problem_seed, seed)
+            ]  # each its own norms
         options["gradient_norms"] = list(
-            gradient_spread ** _correlated(levels - levels.mean(), correlation, seed)  # type: ignore[arg-type]
+            gradient_spread ** _correlated(levels - levels.mean(), correlation, seed)
         )
     laws = [LogUniform(high / within, high) for high in top.tolist()]
     return BlockQuadratic.from_spectra(laws, sizes=sizes, basis=basis, seed=seed, **options)
 
 
-def _correlated(levels: np.ndarray, correlation: float, seed: int) -> np.ndarray:
+def _correlated(levels: np.ndarray, correlation: float, seed: Any) -> np.ndarray:
     """Return numbers of mean 0 and the norm of `levels` (mean 0) that have this correlation with them."""
     if abs(correlation) == 1.0:
         return correlation * levels
     if levels.size < 3:
         raise ValueError(f"a correlation of {correlation} needs 3 blocks or more, received {levels.size}")
-    other = np.random.Generator(np.random.Philox([seed, levels.size])).normal(size=levels.size)
+    own = None if check_problem_seed(seed) is None else [seed, levels.size]
+    other = np.random.Generator(np.random.Philox(own)).normal(size=levels.size)
     other -= other.mean()
     other -= (other @ levels) / (levels @ levels) * levels
     other *= np.linalg.norm(levels) / np.linalg.norm(other)
