@@ -366,7 +366,9 @@ def _problems(options: dict[str, Any], seeds: list[int]) -> list[BlockQuadratic]
 
 
 @overload
-def block_family(condition_number: float, *, sizes: Any, seed: int = 0, **options: Any) -> BlockQuadratic: ...
+def block_family(
+    condition_number: float, *, sizes: Any, seed: int | None = 0, **options: Any
+) -> BlockQuadratic: ...
 @overload
 def block_family(
     condition_number: float, *, sizes: Any, seed: Sequence[int], **options: Any
