@@ -222,6 +222,45 @@ def test_a_run_is_that_of_solve_on_its_problem():
         assert table["final_grad_l1"][k] == run.final["grad_l1"]
 
 
+def test_all_numbers_of_a_run_are_those_of_solve():
+    fixed = {"max_iterations": 60, "seed": 7}
+    axes = {
+        "case": ["het", "hom-axis"],
+        "stop": [ql.GradientNorm(1e-2), ql.Gap(1e-3, relative=True)],
+        "statistics": [[], sorted(ql.run.STATISTICS), ["sup_lambda_g", "gradient_weighted"]],
+    }
+    rules = ["gd:lambda_g", "gd:optimal", "signsgd:m_star", "gd:10"]
+    adam = {"adam": {"learning_rate": {"cosine": [0.01, 50]}}}
+    table = sweep([
+        {"fixed": fixed, "product": {**axes, "method": rules}},
+        {"fixed": fixed, "product": {**axes, "method": ["gd:1e-4", adam], "noise": [0, 0.5]}},
+    ])  # fmt: skip
+    assert set(table.statuses) == {"converged", "max_iterations", "diverged"}
+    known = {"status", "error", "seconds"}.union(*map(json.loads, table.grid.settings))
+    for k in range(len(table)):
+        setting = build_setting(table.grid.settings[table.grid.setting_of[k]])
+        half = table.grid.problems[table.grid.problem_of[k]]
+        run = ql.solve(
+            table.problem(k), setting.method, setting.stop, max_iterations=60,
+            statistics=setting.statistics, noise_seed=seed_of(half),
+        )  # fmt: skip
+        expected = {
+            "iterations": run.iterations, "tolerance": run.tolerance,
+            "resolved_learning_rate": run.learning_rate,
+            **{f"initial_{name}": value for name, value in run.initial.items()},
+            **{f"final_{name}": value for name, value in run.final.items()},
+            **run.statistics,
+        }  # fmt: skip
+        if setting.problem_statistics:
+            expected["gradient_weighted"] = ql.gradient_weighted(run.problem)
+        if not run.converged:
+            assert table["status"][k] == run.status
+        for name in set(table.names) - known - set(json.loads(half)):
+            value = expected.get(name)
+            finite = value is not None and math.isfinite(value)
+            assert table[name][k] == value if finite else np.isnan(table[name][k]), (k, name)
+
+
 def test_problems_from_functions_and_files(tmp_path):
     table = sweep(
         {

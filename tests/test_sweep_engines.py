@@ -233,6 +233,30 @@ PACK = [
 ]
 
 
+def test_what_fails_in_a_pack_fails_alone():
+    gd, sign, wrong = (
+        f'{{"eps":1,"learning_rate":{rate},"method":"{method}"}}'
+        for method, rate in (("gd", '"lambda_g"'), ("signsgd", '"lambda_p"'), ("gd", "-1"))
+    )
+    good, bad = '{"case":"het","seed":%d}', '{"case":"het","noise":-1,"seed":%d}'
+    groups = [
+        (good % 0, [gd]),
+        (bad % 0, [gd, sign]),
+        (good % 1, [wrong, gd]),
+        (bad % 1, [sign]),
+        (bad % 2, [wrong]),
+    ]
+    outcomes = engines.run_pack(groups, versions(), 100.0).outcomes
+    assert [[status for status, *_ in of_one] for of_one in outcomes] == [
+        ["converged"], ["failed", "failed"], ["failed", "converged"], ["failed"], ["failed"],
+    ]  # fmt: skip
+    alone = [engines.run_pack([(problem, [setting])], versions(), 100.0).outcomes
+             for problem, settings in groups for setting in settings]  # fmt: skip
+    told = [outcome[:-1] for of_one in outcomes for outcome in of_one]
+    assert told == [outcome[:-1] for ((outcome,),) in alone]
+    assert "noise must be" in told[1][3] and "learning_rate" in told[3][3]
+
+
 def test_a_worker_has_one_thread():
     engine = engines.Processes(1)
     try:

@@ -180,7 +180,7 @@ def _run_batch(
         jobs = [(setting, [k for k in places[text] if k not in bad]) for text, setting in members]
         for (text, _), solved in zip(members, _solve(jobs, problems, seeds), strict=True):
             good = iter(solved)
-            endings[text] = [bad.get(k) or next(good) for k in places[text]] if bad else solved
+            endings[text] = [bad[k] if k in bad else next(good) for k in places[text]]
     share = (perf_counter() - start) / max(1, sum(map(len, places.values())))
     ended = {text: iter(of_one) for text, of_one in endings.items()}
     return [[(*next(ended[text]), share) for text in texts] for _, texts in groups]
@@ -206,8 +206,7 @@ def _solve_together(
     places = np.array([k for _, own in jobs for k in own], dtype=np.int64)
     of_run = Column(problems, places)
     if any(setting.noise for setting, _ in jobs):
-        noisy = [setting.noisy(problems[k]) for setting, own in jobs for k in own]
-        of_run = Column(noisy, np.arange(places.size))
+        of_run = Column.of([setting.noisy(problems[k]) for setting, own in jobs for k in own])
     settings = [setting for setting, _ in jobs]
     none = Column([0.0], np.zeros_like(places))
     batch = Batch.make(
@@ -224,6 +223,9 @@ def _solve_together(
     ends = np.cumsum(counts).tolist()
     for setting, begin, end in zip(settings, [0, *ends], ends, strict=False):
         runs = slice(begin, end)
+        if begin == end:
+            yield []
+            continue
         of_problem: dict[str, list[float | None]] = {name: [] for name in setting.problem_statistics}
         failed: dict[int, _Ending] = {}
         for run in range(begin, end) if of_problem else ():

@@ -37,7 +37,8 @@ class Table:
     none), or objects. The columns are the names of the configurations, then ``status`` ("converged",
     "max_iterations", "diverged", "not_descent", "failed"), ``iterations`` (a count only where the status is
     "converged"), ``resolved_learning_rate`` (the constant, such as "optimal" is), ``tolerance``,
-    ``initial_...`` and ``final_...`` quantities, the statistics asked for, ``error`` and ``seconds``.
+    ``initial_...`` and ``final_...`` quantities, the statistics asked for (one of which,
+    ``final_lambda_g``, takes the place of the quantity at the end), ``error`` and ``seconds``.
 
     Attributes
     ----------
