@@ -166,11 +166,11 @@ def read_statistics(
     """Return the values of the named statistics of each run; None where no iteration gave one."""
     if not names:
         return [{} for _ in counts]
-    table: list[list[float | None]] = []
-    for values, known in statistic_columns(names, acc, counts, peaks, tail_starts).values():
+    table: dict[str, list[float | None]] = {}
+    for name, (values, known) in statistic_columns(names, acc, counts, peaks, tail_starts).items():
         pairs = zip(values.tolist(), known.tolist(), strict=True)
-        table.append([value if is_known else None for value, is_known in pairs])
-    return [dict(zip(names, row, strict=True)) for row in zip(*table, strict=True)]
+        table[name] = [value if is_known else None for value, is_known in pairs]
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
 def statistic_columns(
