@@ -350,15 +350,21 @@ def _run_each(batch: Batch, bar: _Progress, threads: int) -> Outcome:
 
 def run_many(batch: Batch, lanes: bool, threads: int, progress: bool | None) -> Outcome:
     """Make the runs of a batch, as lanes where they can share them."""
-    outcome = Outcome(batch.size)
     with _Progress(batch.size, progress) as bar:
         tasks = list(_tasks(batch, lanes, threads))
         spare = threads if len(tasks) <= 1 else 1  # for the coordinates of a run
 
-        def work(task: tuple[bool, IntArray]) -> None:
+        def ended(task: tuple[bool, IntArray]) -> Outcome:
             packed, members = task
             part = batch.part(members)
-            outcome.put(members, _run_lanes(part, bar) if packed else _run_each(part, bar, spare))
+            return _run_lanes(part, bar) if packed else _run_each(part, bar, spare)
+
+        if len(tasks) == 1 and (tasks[0][1] == np.arange(batch.size)).all():
+            return ended(tasks[0])
+        outcome = Outcome(batch.size)
+
+        def work(task: tuple[bool, IntArray]) -> None:
+            outcome.put(task[1], ended(task))
 
         if threads == 1 or len(tasks) <= 1:
             for task in tasks:
