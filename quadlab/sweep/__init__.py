@@ -53,15 +53,18 @@ same one.
 work: each runs what was missing when it began. One sweep with more workers shares it.
 
 **What a million runs cost.** Measured: a million runs of nine parameters ("het" and "hom", three methods,
-:math:`\|g\|_1` to a thousandth) took 3.6 minutes in one process, 0.21 ms a run, of which building the problem
-takes 0.10 ms and the sweep's own bookkeeping (reading the grid, the store, the table) 0.016 ms; the store has
-0.45 GB, the process 0.9 GB, and to read the finished sweep again takes 21 s. Bookkeeping stays with the
-process that started the sweep: beyond eight workers, runs this short are bound by it. Beside the bare solver,
-in packs of 0.1 s, a sweep in one process costs 0 to 6 per cent more for runs of 10 ms, about 6 for a
-millisecond, about 10 for 0.26 ms, and 7 to 28 for 0.13 ms: some 20 microseconds a run, which is a row on disk
-and in the table. On Dask it is 9 per cent for runs of 10 ms, if scheduler, client and workers have one core
-each; together they need 12 ms a pack, so packs of the usual 0.5 s suit it better. Runs that take longer scale
-with their own time; ``--dry-run`` tells it beforehand. ``tests/sweep_throughput.py`` measures the overhead.
+:math:`\|g\|_1` to a thousandth) took 75 s in one process, 0.075 ms a run, of which building the problem takes
+0.025 ms and the sweep's own bookkeeping (reading the grid, the store, the table) 0.015 ms; the store has
+0.45 GB, the process 1.0 GB, and to read the finished sweep again takes 17 s. Bookkeeping stays with the
+process that started the sweep: beyond four workers, runs this short are bound by it.
+
+Problems that differ in nothing but their seed are built together. So in packs of 0.1 s a sweep in one process
+takes half the CPU time of a script that builds the problems of such short runs one by one and solves them in
+one call, and 3 to 5 per cent more than it where a run takes 10 ms. Over a script that builds them together as
+well (``case(name, seed=range(n))``) it takes 10 to 24 per cent more where a run takes 0.06 to 0.15 ms, 8 to
+13 at a millisecond, 0 to 7 at ten. A Dask cluster adds the time of its own processes, 2 ms a pack or, on few
+cores, up to 20, so packs of the usual 0.5 s suit it better. Runs that take longer scale with their own time;
+``--dry-run`` tells it beforehand. ``tests/sweep_throughput.py`` measures all this.
 """
 
 from __future__ import annotations
