@@ -25,7 +25,7 @@ GRID = {
         "condition_number": [10, 100, 300],
         "hessian_spread": [1, 10],
         "method": ["gd:lambda_g", "signsgd:lambda_p", "adam:0.01"],
-        "seed": range(200),
+        "seed": range(400),
     },
 }
 #: Short packs, so that a store is written to thirty times a second and kills strike while it is.
