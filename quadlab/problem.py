@@ -1221,8 +1221,8 @@ def _small_haar_blocks(
             vectors = haar_from_gaussian(gaussians)
             # Copied, each of its own, so that a block kept keeps no other alive.
             matrices = map(np.ndarray.copy, _matrices(np.array(own), vectors))
-            several = map(DenseBlock, matrices, own, map(np.ndarray.copy, vectors))
-            for (b, _), block in zip(some, several, strict=True):
+            blocks = map(DenseBlock, matrices, own, map(np.ndarray.copy, vectors))
+            for (b, _), block in zip(some, blocks, strict=True):
                 made[b].append(block)
     return made
 
@@ -1238,13 +1238,12 @@ def _blocks(
     eigenvalues: list[FloatArray], basis: Any, storage: Any, streams: list[_Streams], b: int
 ) -> list[Block]:
     """Return block b of each problem: one for all where nothing of it is drawn."""
-    if len(streams) == 1:
-        return [_block(eigenvalues[0], basis, storage, streams[0], b)]
-    drawn = isinstance(basis, Householder) or (isinstance(basis, str) and basis == "haar")
-    alike = not drawn and all(values is eigenvalues[0] for values in eigenvalues)
-    count = 1 if alike else len(streams)
-    made = [_block(eigenvalues[k], basis, storage, streams[k], b) for k in range(count)]
-    return made * len(streams) if alike else made
+    if len(streams) > 1:
+        drawn = isinstance(basis, Householder) or (isinstance(basis, str) and basis == "haar")
+        if drawn or any(values is not eigenvalues[0] for values in eigenvalues):
+            pairs = zip(eigenvalues, streams, strict=True)
+            return [_block(values, basis, storage, own, b) for values, own in pairs]
+    return [_block(eigenvalues[0], basis, storage, streams[0], b)] * len(streams)
 
 
 def _block(eigenvalues: FloatArray, basis: Any, storage: Any, streams: _Streams, b: int) -> Block:
